@@ -1,0 +1,23 @@
+"""Exceptions. An outcome of a run (a triple fault, out of memory) is a value, never one of these."""
+
+from __future__ import annotations
+
+
+class ShadowvmError(Exception):
+    """Base of everything that shadowvm raises on purpose."""
+
+
+class ConfigError(ShadowvmError):
+    """The user asked for something impossible: one line that says what and where. The CLI exits with 125."""
+
+
+class ModelBug(ShadowvmError):
+    """shadowvm broke one of its own rules: a BUG_ON() of the simulated kernel."""
+
+
+class InvariantViolation(ModelBug):
+    """The sanitizer found two sides that disagree (kvm.md, I1-I35)."""
+
+
+class SwapIOError(ShadowvmError):
+    """The real swap file failed: a short or failed read or write. The CLI exits with 126."""

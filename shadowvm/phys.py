@@ -1,0 +1,49 @@
+"""Host RAM: the physical memory of the simulated host, one anonymous mapping of this process.
+
+`ram.q[pfn * 512 + i]` is the i-th 64-bit word of a frame, `ram.b[hpa:hpa + n]` are bytes. Unicorn maps the same
+pages at physical address 0, so a guest's store and `ram.q` see each other at once. An untouched frame costs the
+real machine nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from .addr import PAGE_SHIFT, PAGE_SIZE, Pfn
+
+POISON_FREE = 0xAA
+"""Byte that fills a free frame (PAGE_POISON in include/linux/poison.h)."""
+
+POISON_PAGE = bytes([POISON_FREE]) * PAGE_SIZE
+ZERO_PAGE = bytes(PAGE_SIZE)
+
+
+class Ram:
+    """`size` bytes of host RAM; `base` is its address in this process, for native code."""
+
+    __slots__ = ("_anchor", "_map", "b", "base", "nr_frames", "q", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.nr_frames = size >> PAGE_SHIFT
+        self._map = mmap.mmap(-1, size)
+        self._anchor = ctypes.c_char.from_buffer(self._map)
+        self.base = ctypes.addressof(self._anchor)
+        self.b = memoryview(self._map)
+        self.q = self.b.cast("Q")
+
+    def read_page(self, pfn: Pfn) -> bytes:
+        """The 4096 bytes of one frame."""
+        start = pfn << PAGE_SHIFT
+        return bytes(self.b[start : start + PAGE_SIZE])
+
+    def write_page(self, pfn: Pfn, data: bytes | memoryview) -> None:
+        """Fill one frame from 4096 bytes."""
+        start = pfn << PAGE_SHIFT
+        self.b[start : start + PAGE_SIZE] = data
+
+    def zero_page(self, pfn: Pfn) -> None:
+        """clear_page()."""
+        start = pfn << PAGE_SHIFT
+        self.b[start : start + PAGE_SIZE] = ZERO_PAGE
