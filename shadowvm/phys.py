@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
 
 from .addr import PAGE_SHIFT, PAGE_SIZE, Pfn
 
@@ -22,7 +23,7 @@ ZERO_PAGE = bytes(PAGE_SIZE)
 class Ram:
     """`size` bytes of host RAM; `base` is its address in this process, for native code."""
 
-    __slots__ = ("_anchor", "_map", "b", "base", "nr_frames", "q", "size")
+    __slots__ = ("_anchor", "_map", "b", "base", "code_caches", "nr_frames", "q", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -32,6 +33,15 @@ class Ram:
         self.base = ctypes.addressof(self._anchor)
         self.b = memoryview(self._map)
         self.q = self.b.cast("Q")
+        self.code_caches: list[Callable[[Pfn], None]] = []
+
+    def code_changed(self, pfn: Pfn) -> None:
+        """The host rewrote or recycles a frame: CPUs drop what they translated from it.
+
+        Stands for the coherent instruction caches of real hardware; a store by a guest is seen by its engine itself.
+        """
+        for drop in self.code_caches:
+            drop(pfn)
 
     def read_page(self, pfn: Pfn) -> bytes:
         """The 4096 bytes of one frame."""

@@ -1,0 +1,222 @@
+"""Tracepoints: every transition that matters, declared once, under the kernel's name and printk form.
+
+A tracepoint costs one attribute test while nobody listens:
+
+    if kvm_page_fault.on:
+        kvm_page_fault(vcpu_id, rip, gva, error_code)
+
+Listeners (trace file, statistics, sanitizer, debugger, scheduler) are called in the order in which they attached,
+with the tracepoint and its arguments. They are passive, but for two rights: a scheduler may switch tasks at a
+tracepoint marked as a scheduling `point`, and a checker may raise. Tracepoints are global, as the kernel's are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+Sink: TypeAlias = "Callable[[Tracepoint, tuple[Any, ...]], None]"
+Text: TypeAlias = "str | Callable[..., str]"
+
+REGISTRY: dict[str, Tracepoint] = {}
+"""Every declared tracepoint by its name, in order of declaration."""
+
+
+class Tracepoint:
+    """One named transition. `fields` name the arguments; `text` formats them as the kernel's TP_printk does."""
+
+    __slots__ = ("fields", "name", "on", "point", "sinks", "system", "text")
+
+    def __init__(self, system: str, name: str, fields: str, text: Text, *, point: bool = False) -> None:
+        self.system = system
+        self.name = name
+        self.fields = tuple(fields.split())
+        self.text = text
+        self.point = point
+        self.sinks: list[Sink] = []
+        self.on = False
+        REGISTRY[name] = self
+
+    def __call__(self, *args: Any) -> None:
+        for sink in self.sinks:
+            sink(self, args)
+
+    def __repr__(self) -> str:
+        return f"<tracepoint {self.system}:{self.name}>"
+
+    def attach(self, sink: Sink) -> None:
+        """Call `sink` at every hit from now on."""
+        self.sinks = [*self.sinks, sink]
+        self.on = True
+
+    def detach(self, sink: Sink) -> None:
+        """Stop calling `sink`."""
+        self.sinks = [other for other in self.sinks if other is not sink]
+        self.on = bool(self.sinks)
+
+    def format(self, args: tuple[Any, ...]) -> str:
+        """The text behind the colon of an ftrace line."""
+        return self.text % args if isinstance(self.text, str) else self.text(*args)
+
+
+@contextmanager
+def attached(sink: Sink, tracepoints: Iterable[Tracepoint]) -> Iterator[None]:
+    """`sink` listens to `tracepoints` inside the block."""
+    chosen = list(tracepoints)
+    for tracepoint in chosen:
+        tracepoint.attach(sink)
+    try:
+        yield
+    finally:
+        for tracepoint in chosen:
+            tracepoint.detach(sink)
+
+
+def pferr_text(error_code: int) -> str:
+    """Page-fault error code as kvm_mmu_trace_pferr_flags prints it, such as `P|W|U`."""
+    names = ((1, "P"), (2, "W"), (4, "U"), (8, "RSVD"), (16, "F"), (32, "PK"), (64, "SS"), (0x8000, "SGX"))
+    return "|".join(name for bit, name in names if error_code & bit)
+
+
+def _shadow_page_text(gen: int, gfn: int, role: str, root_count: int, unsync: int) -> str:
+    return f"sp gen {gen} gfn {gfn:x} {role} root {root_count} {'unsync' if unsync else 'sync'}"
+
+
+def _get_page_text(gen: int, gfn: int, role: str, root_count: int, unsync: int, created: int) -> str:
+    return _shadow_page_text(gen, gfn, role, root_count, unsync) + (" new" if created else " existing")
+
+
+def _set_spte_text(gfn: int, spte: int, sptep: int, level: int) -> str:
+    rights = ("r" if spte & 1 else "-") + ("w" if spte & 2 else "-")
+    rights += ("-" if spte >> 63 else "x") + ("u" if spte & 4 else "-")
+    return f"gfn {gfn:x} spte {spte:x} ({rights}) level {level} at {sptep:x}"
+
+
+# arch/x86/kvm/trace.h and virt/kvm trace events
+kvm_entry = Tracepoint("kvm", "kvm_entry", "vcpu_id rip", "vcpu %u, rip 0x%x")
+kvm_exit = Tracepoint(
+    "kvm",
+    "kvm_exit",
+    "vcpu_id exit_reason guest_rip info1 info2",
+    "vcpu %u reason %s rip 0x%x info1 0x%016x info2 0x%016x",
+)
+kvm_page_fault = Tracepoint(
+    "kvm",
+    "kvm_page_fault",
+    "vcpu_id guest_rip fault_address error_code",
+    "vcpu %u rip 0x%x address 0x%016x error_code 0x%x",
+    point=True,
+)
+kvm_inj_exception = Tracepoint("kvm", "kvm_inj_exception", "exception error_code reinjected", "vector %u (0x%x)%s")
+kvm_cr = Tracepoint("kvm", "kvm_cr", "cr val", "cr_write %u = 0x%x")
+kvm_pio = Tracepoint(
+    "kvm",
+    "kvm_pio",
+    "rw port size count val",
+    lambda rw, port, size, count, val: (
+        f"pio_{'write' if rw else 'read'} at 0x{port:x} size {size} count {count} val 0x{val:x}"
+    ),
+)
+kvm_emulate_insn = Tracepoint("kvm", "kvm_emulate_insn", "rip insn failed", "0:%x: %s%s")
+kvm_userspace_exit = Tracepoint("kvm", "kvm_userspace_exit", "reason status", "reason %s (%d)")
+kvm_unmap_hva_range = Tracepoint(
+    "kvm", "kvm_unmap_hva_range", "start end", "mmu notifier unmap range: 0x%016x -- 0x%016x"
+)
+kvm_age_hva = Tracepoint("kvm", "kvm_age_hva", "start end", "mmu notifier age hva: 0x%016x -- 0x%016x")
+kvm_test_age_hva = Tracepoint("kvm", "kvm_test_age_hva", "hva", "mmu notifier test age hva: 0x%016x")
+kvm_flush_remote_tlbs = Tracepoint("kvm", "kvm_flush_remote_tlbs", "vcpus", "requested of %u vcpus", point=True)
+kvm_mmu_seq_sample = Tracepoint(
+    "kvm", "kvm_mmu_seq_sample", "vcpu_id gfn mmu_seq", "vcpu %u gfn %x mmu_seq %u", point=True
+)
+kvm_faultin_pfn = Tracepoint(
+    "kvm", "kvm_faultin_pfn", "vcpu_id gfn pfn write", "vcpu %u gfn %x pfn %x write %d", point=True
+)
+
+# arch/x86/kvm/mmu/mmutrace.h
+kvm_mmu_pagetable_walk = Tracepoint(
+    "kvmmmu",
+    "kvm_mmu_pagetable_walk",
+    "addr pferr",
+    lambda addr, pferr: f"addr {addr:x} pferr {pferr:x} {pferr_text(pferr)}",
+)
+kvm_mmu_paging_element = Tracepoint("kvmmmu", "kvm_mmu_paging_element", "pte level", "pte %x level %u")
+kvm_mmu_set_accessed_bit = Tracepoint("kvmmmu", "kvm_mmu_set_accessed_bit", "gpa", "gpa %x")
+kvm_mmu_set_dirty_bit = Tracepoint("kvmmmu", "kvm_mmu_set_dirty_bit", "gpa", "gpa %x")
+kvm_mmu_walker_error = Tracepoint(
+    "kvmmmu", "kvm_mmu_walker_error", "pferr", lambda pferr: f"pferr {pferr:x} {pferr_text(pferr)}"
+)
+kvm_mmu_get_page = Tracepoint(
+    "kvmmmu", "kvm_mmu_get_page", "mmu_valid_gen gfn role root_count unsync created", _get_page_text
+)
+kvm_mmu_prepare_zap_page = Tracepoint(
+    "kvmmmu", "kvm_mmu_prepare_zap_page", "mmu_valid_gen gfn role root_count unsync", _shadow_page_text
+)
+kvm_mmu_spte_requested = Tracepoint("kvmmmu", "kvm_mmu_spte_requested", "gfn pfn level", "gfn %x pfn %x level %d")
+kvm_mmu_set_spte = Tracepoint("kvmmmu", "kvm_mmu_set_spte", "gfn spte sptep level", _set_spte_text)
+kvm_mmu_zap_all_fast = Tracepoint(
+    "kvmmmu", "kvm_mmu_zap_all_fast", "mmu_valid_gen mmu_used_pages", "mmu_valid_gen %d used_pages %d"
+)
+# Every store to a shadow table, the seam that checkers listen to; `sptep` is the entry's hpa.
+spte_change = Tracepoint("kvmmmu", "spte_change", "sptep old_spte new_spte", "at %x old_spte %x new_spte %x")
+
+# include/trace/events/vmscan.h, kmem.h
+mm_vmscan_wakeup_kswapd = Tracepoint("vmscan", "mm_vmscan_wakeup_kswapd", "nid order", "nid=%d order=%d")
+mm_vmscan_kswapd_wake = Tracepoint("vmscan", "mm_vmscan_kswapd_wake", "nid order", "nid=%d order=%d")
+mm_vmscan_kswapd_sleep = Tracepoint("vmscan", "mm_vmscan_kswapd_sleep", "nid", "nid=%d")
+mm_vmscan_direct_reclaim_begin = Tracepoint("vmscan", "mm_vmscan_direct_reclaim_begin", "order", "order=%d")
+mm_vmscan_direct_reclaim_end = Tracepoint("vmscan", "mm_vmscan_direct_reclaim_end", "nr_reclaimed", "nr_reclaimed=%u")
+mm_vmscan_lru_isolate = Tracepoint(
+    "vmscan",
+    "mm_vmscan_lru_isolate",
+    "nr_requested nr_scanned nr_taken lru",
+    "nr_requested=%u nr_scanned=%u nr_taken=%u lru=%s",
+)
+mm_vmscan_lru_shrink_inactive = Tracepoint(
+    "vmscan",
+    "mm_vmscan_lru_shrink_inactive",
+    "nr_scanned nr_reclaimed nr_dirty nr_activate nr_unmap_fail",
+    "nid=0 nr_scanned=%d nr_reclaimed=%d nr_dirty=%d nr_activate=%d nr_unmap_fail=%d",
+)
+mm_vmscan_lru_shrink_active = Tracepoint(
+    "vmscan",
+    "mm_vmscan_lru_shrink_active",
+    "nr_taken nr_active nr_deactivated nr_referenced",
+    "nid=0 nr_taken=%d nr_active=%d nr_deactivated=%d nr_referenced=%d",
+)
+mm_vmscan_write_folio = Tracepoint(
+    "vmscan", "mm_vmscan_write_folio", "pfn swap_slot", "pfn=0x%x swap slot %d", point=True
+)
+mm_page_alloc = Tracepoint("kmem", "mm_page_alloc", "pfn order", "pfn=0x%x order=%d")
+mm_page_free = Tracepoint("kmem", "mm_page_free", "pfn order", "pfn=0x%x order=%d")
+
+# Transitions of the host mm that the kernel does not trace; checkers, the debugger and the explorer need them.
+handle_mm_fault = Tracepoint("mm", "handle_mm_fault", "address write", "address 0x%x write %d", point=True)
+swap_readpage = Tracepoint("mm", "swap_readpage", "slot pfn", "slot %d pfn=0x%x", point=True)
+swap_writepage = Tracepoint("mm", "swap_writepage", "slot pfn", "slot %d pfn=0x%x")
+host_pte_change = Tracepoint(
+    "mm", "host_pte_change", "mm vpn old_pte new_pte", "mm %d vpn %x old_pte %x new_pte %x", point=True
+)
+mmu_notifier_invalidate_range_start = Tracepoint(
+    "mm",
+    "mmu_notifier_invalidate_range_start",
+    "range",
+    lambda r: f"0x{r.start:x}-0x{r.end:x} {r.event.name}",
+    point=True,
+)
+mmu_notifier_invalidate_range_end = Tracepoint(
+    "mm",
+    "mmu_notifier_invalidate_range_end",
+    "range",
+    lambda r: f"0x{r.start:x}-0x{r.end:x} {r.event.name}",
+    point=True,
+)
+mmu_notifier_release = Tracepoint("mm", "mmu_notifier_release", "mm", "mm %d")
+
+# include/trace/events/lock.h, sched.h
+lock_acquire = Tracepoint("lock", "lock_acquire", "lock", lambda lock: f"{lock.name}", point=True)
+lock_acquired = Tracepoint("lock", "lock_acquired", "lock", lambda lock: f"{lock.name}")
+lock_release = Tracepoint("lock", "lock_release", "lock", lambda lock: f"{lock.name}", point=True)
+might_sleep = Tracepoint("sched", "might_sleep", "where", "%s")
+sched_switch = Tracepoint("sched", "sched_switch", "prev next", "prev_comm=%s ==> next_comm=%s")
+sched_wakeup = Tracepoint("sched", "sched_wakeup", "task", "comm=%s")
