@@ -1,0 +1,159 @@
+"""Host page tables: real 4-level x86 tables in host frames, one tree for each mm (arch/x86/mm/pgtable.c).
+
+Every store to a pte of a host page table is in this file; each tells `host_pte_change` and drops the host CPU's
+own translation. A pte is named by its vpn and `index`, the pte's place in `ram.q`, which stays valid while
+mmap_lock or page_table_lock is held. Host ptes use no bit above the frame number, so `pte >> 12` is the pfn; a
+swapped page's pte is `slot << 12 | SWP_ENTRY`, and 0 is "none".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SHIFT
+from ..events import host_pte_change
+from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
+from .mmu_notifier import mmu_notifier_arch_invalidate_secondary_tlbs
+from .page_alloc import put_page
+
+if TYPE_CHECKING:
+    from .mm_struct import MmStruct
+
+SWP_ENTRY = 1 << 9
+"""Marks a pte that is not present as a swap entry: a bit that hardware ignores."""
+
+PAGE_READONLY = PT_PRESENT | PT_USER | PT_ACCESSED
+"""Rights of a fresh mapping; x86's protections are born accessed."""
+
+PAGE_SHARED_DIRTY = PAGE_READONLY | PT_WRITABLE | PT_DIRTY
+
+_TABLE = PT_PRESENT | PT_WRITABLE | PT_USER | PT_ACCESSED
+
+
+def pte_index(mm: MmStruct, vpn: int) -> int | None:
+    """Where the pte of `vpn` is in `ram.q`, or None if there is no table for it."""
+    table = mm.pte_tables.get(vpn >> 9)
+    return None if table is None else table + (vpn & 511)
+
+
+def pte_alloc(mm: MmStruct, vpn: int) -> int | None:
+    """As pte_index, but missing tables are made. None: out of memory. May sleep; mmap_lock is held."""
+    q = mm.q
+    table = mm.pgd.pfn << 9
+    for shift in (27, 18, 9):
+        at = table + (vpn >> shift & 511)
+        if not q[at] & PT_PRESENT:
+            page = mm.host.alloc_page(True)
+            if page is None:
+                return None
+            if q[at] & PT_PRESENT:
+                # The allocation slept, and another fault was faster.
+                put_page(mm.host, page)
+            else:
+                page.table = True
+                mm.host.vmstat.nr_page_table_pages += 1
+                q[at] = page.pfn << PAGE_SHIFT | _TABLE
+        table = q[at] >> PAGE_SHIFT << 9
+    mm.pte_tables[vpn >> 9] = table
+    return table + (vpn & 511)
+
+
+def populated_tables(mm: MmStruct, start: int, end: int) -> list[int]:
+    """Which blocks (vpn >> 9) of [start, end) have a pte table, in order."""
+    first, last = start >> 21, (end - 1) >> 21
+    if last - first < len(mm.pte_tables):
+        return [block for block in range(first, last + 1) if block in mm.pte_tables]
+    return sorted(block for block in mm.pte_tables if first <= block <= last)
+
+
+def free_pgtables(mm: MmStruct, start: int, end: int) -> None:
+    """Free the tables of [start, end) that no area needs any more. mmap_lock is held for writing."""
+    for block in populated_tables(mm, start, end):
+        if not mm.vmas.overlapping(block << 21, block + 1 << 21):
+            _free_pte_table(mm, block)
+
+
+def _free_pte_table(mm: MmStruct, block: int) -> None:
+    """Unlink and free a pte table, and each table above it that becomes empty."""
+    q = mm.q
+    path = []
+    table = mm.pgd.pfn << 9
+    for shift in (18, 9, 0):
+        at = table + (block >> shift & 511)
+        path.append(at)
+        table = q[at] >> PAGE_SHIFT << 9
+    mm.page_table_lock.acquire()
+    del mm.pte_tables[block]
+    freed = []
+    for at in reversed(path):
+        freed.append(q[at] >> PAGE_SHIFT)
+        q[at] = 0
+        if any(q[at & -512 : (at & -512) + 512]):
+            break
+    mm.page_table_lock.release()
+    for pfn in freed:
+        mm.host.vmstat.nr_page_table_pages -= 1
+        put_page(mm.host, mm.host.zone.mem_map[pfn])
+
+
+def set_pte(mm: MmStruct, vpn: int, index: int, pte: int) -> None:
+    """Fill a pte that is not present."""
+    q = mm.q
+    old = q[index]
+    q[index] = pte
+    if old & PT_PRESENT:
+        _flush_tlb_page(mm, vpn)
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, pte)
+
+
+def ptep_clear_flush(mm: MmStruct, vpn: int, index: int) -> int:
+    """Clear a pte and flush the TLB; returns what it was, with its final A and D."""
+    q = mm.q
+    old = q[index]
+    q[index] = 0
+    if old & PT_PRESENT:
+        _flush_tlb_page(mm, vpn)
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, 0)
+    return old
+
+
+def ptep_set_wrprotect(mm: MmStruct, vpn: int, index: int) -> None:
+    """Take the right to write away and flush the TLB."""
+    q = mm.q
+    old = q[index]
+    q[index] = new = old & ~PT_WRITABLE
+    _flush_tlb_page(mm, vpn)
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, new)
+
+
+def ptep_set_access_flags(mm: MmStruct, vpn: int, index: int, bits: int) -> None:
+    """Add rights, A or D to a present pte. No flush: a TLB without them only walks once more."""
+    q = mm.q
+    old = q[index]
+    q[index] = new = old | bits
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, new)
+
+
+def ptep_clear_flush_young(mm: MmStruct, vpn: int, index: int) -> bool:
+    """Clear A and flush, so that the next access sets it again; returns what it was."""
+    q = mm.q
+    old = q[index]
+    if not old & PT_ACCESSED:
+        return False
+    q[index] = new = old & ~PT_ACCESSED
+    _flush_tlb_page(mm, vpn)
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, new)
+    return True
+
+
+def _flush_tlb_page(mm: MmStruct, vpn: int) -> None:
+    mm.tlb.pop(vpn, None)
+    mm.tlb_w.pop(vpn, None)
+    if mm.notifiers.secondary_tlbs:
+        start = vpn << PAGE_SHIFT
+        mmu_notifier_arch_invalidate_secondary_tlbs(mm, start, start + (1 << PAGE_SHIFT))

@@ -1,0 +1,138 @@
+"""Reverse mapping of anonymous pages: from a page to the ptes that map it (mm/rmap.c).
+
+`page.mapping` is the AnonVma, `page.index` the vpn. Several mms may share an AnonVma; those of its mappings that
+are really there are counted in `page.mapcount`. Callers of the walks hold the folio lock.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SHIFT, PAGE_SIZE
+from ..errors import ModelBug
+from ..x86 import PT_DIRTY, PT_PRESENT
+from .mmu_notifier import (
+    MmuNotifierEvent,
+    MmuNotifierRange,
+    mmu_notifier_clear_flush_young,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
+from .pgtable import SWP_ENTRY, ptep_clear_flush, ptep_clear_flush_young, set_pte
+from .vma import Vma, find_vma
+
+if TYPE_CHECKING:
+    from .host import Host
+    from .mm_struct import MmStruct
+    from .page_alloc import Page
+
+CLEAR = MmuNotifierEvent.CLEAR
+
+
+class AnonVma:
+    """The mms in which a page of this family may be mapped, in order of birth."""
+
+    __slots__ = ("mms",)
+
+    def __init__(self, mm: MmStruct) -> None:
+        self.mms = [mm]
+
+
+def anon_vma_prepare(mm: MmStruct, vma: Vma) -> AnonVma:
+    """The area's AnonVma; the first fault makes it."""
+    if vma.anon_vma is None:
+        vma.anon_vma = AnonVma(mm)
+    return vma.anon_vma
+
+
+def page_add_new_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: int) -> None:
+    """The first mapping of a fresh page. It takes over the caller's reference."""
+    page.mapping = vma.anon_vma or anon_vma_prepare(mm, vma)
+    page.index = vpn
+    page.swapbacked = True
+    page.mapcount = 1
+    mm.rss_anon += 1
+
+
+def page_add_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: int) -> None:
+    """One more mapping of a page, perhaps of one that came from swap. It takes over the caller's reference."""
+    if not page.mapcount:
+        page_add_new_anon_rmap(mm, vma, page, vpn)
+        return
+    page.mapcount += 1
+    mm.rss_anon += 1
+
+
+def page_remove_rmap(mm: MmStruct, page: Page) -> None:
+    """A mapping is gone; the caller drops its reference."""
+    if page.mapcount <= 0:
+        raise ModelBug(f"{page} loses a mapping that it does not have")
+    page.mapcount -= 1
+    mm.rss_anon -= 1
+
+
+def rmap_walk(page: Page) -> list[tuple[MmStruct, Vma, int]]:
+    """Where the page may be mapped: (mm, area, vpn). The pte decides."""
+    if page.mapping is None:
+        return []
+    vpn = page.index
+    address = vpn << PAGE_SHIFT
+    found = []
+    for mm in page.mapping.mms:
+        vma = find_vma(mm, address)
+        if vma is not None and vma.anon_vma is page.mapping:
+            found.append((mm, vma, vpn))
+    return found
+
+
+def folio_referenced(page: Page) -> int:
+    """How many mappings were accessed since the last call. All marks, primary and secondary, are cleared."""
+    if not page.mapcount:
+        return 0
+    referenced = 0
+    for mm, _vma, vpn in rmap_walk(page):
+        table = mm.pte_tables.get(vpn >> 9)
+        if table is None:
+            continue
+        index = table + (vpn & 511)
+        pte = mm.q[index]
+        if not pte & PT_PRESENT or pte >> PAGE_SHIFT != page.pfn:
+            continue
+        young = ptep_clear_flush_young(mm, vpn, index)
+        if mm.notifiers.clear_flush_young:
+            start = vpn << PAGE_SHIFT
+            # Never short-circuited: a mark left behind would keep the page young for one scan too many.
+            young = mmu_notifier_clear_flush_young(mm, start, start + PAGE_SIZE) or young
+        referenced += young
+    return referenced
+
+
+def try_to_unmap(host: Host, page: Page) -> bool:
+    """Replace every pte of a swap cache page by its swap entry. True when no mapping is left.
+
+    The page is dirty afterwards if it was written through any of them. The caller holds the folio lock.
+    """
+    for mm, _vma, vpn in rmap_walk(page):
+        start = vpn << PAGE_SHIFT
+        range_ = MmuNotifierRange(mm, start, start + PAGE_SIZE, CLEAR)
+        mmu_notifier_invalidate_range_start(range_)
+        _try_to_unmap_one(host, page, mm, vpn)
+        mmu_notifier_invalidate_range_end(range_)
+    return not page.mapcount
+
+
+def _try_to_unmap_one(host: Host, page: Page, mm: MmStruct, vpn: int) -> None:
+    mm.page_table_lock.acquire()
+    table = mm.pte_tables.get(vpn >> 9)
+    if table is not None:
+        index = table + (vpn & 511)
+        pte = mm.q[index]
+        if pte & PT_PRESENT and pte >> PAGE_SHIFT == page.pfn:
+            if ptep_clear_flush(mm, vpn, index) & PT_DIRTY:
+                page.dirty = True
+            host.swap.duplicate(page.private)
+            set_pte(mm, vpn, index, page.private << PAGE_SHIFT | SWP_ENTRY)
+            page_remove_rmap(mm, page)
+            mm.rss_swap += 1
+            page.refcount -= 1
+    mm.page_table_lock.release()
