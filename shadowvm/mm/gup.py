@@ -1,0 +1,80 @@
+"""get_user_pages: a reference to the page behind an address of a process (mm/gup.c).
+
+The reference keeps the frame from being freed, not from being unmapped: who maps it elsewhere listens to the mmu
+notifiers. Drop it with put_page().
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SHIFT
+from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
+from .fault import MAJOR, NONE, VmFault, handle_mm_fault
+from .page_alloc import Page
+from .pgtable import ptep_set_access_flags
+from .vma import VM_WRITE, find_vma
+
+if TYPE_CHECKING:
+    from .mm_struct import MmStruct
+
+_MAY_WRITE = PT_PRESENT | PT_WRITABLE
+_WRITTEN = PT_ACCESSED | PT_DIRTY
+
+
+def get_user_page_fast(mm: MmStruct, vpn: int, write: bool) -> Page | None:
+    """The page if its pte allows the access now, with a reference; None needs the slow way. Takes no lock.
+
+    The pte becomes accessed; for a write, the pte and the page become dirty.
+    """
+    table = mm.pte_tables.get(vpn >> 9)
+    if table is None:
+        return None
+    index = table + (vpn & 511)
+    pte = mm.q[index]
+    if write:
+        if pte & _MAY_WRITE != _MAY_WRITE:
+            return None
+        page = mm.mem_map[pte >> PAGE_SHIFT]
+        page.refcount += 1
+        page.dirty = True
+        if pte & _WRITTEN != _WRITTEN:
+            ptep_set_access_flags(mm, vpn, index, _WRITTEN)
+        return page
+    if not pte & PT_PRESENT:
+        return None
+    page = mm.mem_map[pte >> PAGE_SHIFT]
+    page.refcount += 1
+    if not pte & PT_ACCESSED:
+        ptep_set_access_flags(mm, vpn, index, PT_ACCESSED)
+    return page
+
+
+def get_user_page(mm: MmStruct, vpn: int, write: bool) -> Page | VmFault:
+    """The page with a reference, faulted in as needed; a VmFault (SIGSEGV, OOM) if that is not possible. May sleep."""
+    page = get_user_page_fast(mm, vpn, write)
+    while page is None:
+        fault = fixup_user_fault(mm, vpn << PAGE_SHIFT, write)
+        if fault is not NONE and fault is not MAJOR:
+            return fault
+        page = get_user_page_fast(mm, vpn, write)
+    return page
+
+
+def fixup_user_fault(mm: MmStruct, hva: int, write: bool) -> VmFault:
+    """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM."""
+    lock = mm.mmap_lock
+    lock.acquire_read()
+    try:
+        vma = find_vma(mm, hva)
+        if vma is None or (write and not vma.flags & VM_WRITE):
+            return VmFault.SIGSEGV
+        return handle_mm_fault(mm, vma, hva, write)
+    finally:
+        lock.release_read()
+
+
+def host_pte(mm: MmStruct, vpn: int) -> int:
+    """The raw pte of a page, 0 if there is none. For inspection: no side effects."""
+    table = mm.pte_tables.get(vpn >> 9)
+    return 0 if table is None else mm.q[table + (vpn & 511)]
