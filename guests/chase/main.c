@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Random pointer chase. The order is one cycle through all nodes: a full-period congruential generator over the next power of two,
- * disguised by a bijection (a conjugate of a cycle is a cycle), where indexes beyond the last node are passed over. So the list is
- * built in sequence, and the way can be followed a second time by arithmetic alone.
+ * Random pointer chase. The order is one cycle through all nodes: a full-period congruential
+ * generator over the next power of two, disguised by a bijection (a conjugate of a cycle is a
+ * cycle), where indexes beyond the last node are passed over. So the list is built in sequence, and
+ * the way can be followed a second time by arithmetic alone.
  */
 #include "guest.h"
 
@@ -25,7 +26,10 @@ static void choose_order(void)
 	half = (bits + 1) / 2;
 	odd = mix(seed ^ GOLDEN) | 1;
 	odd_inverse = odd;
-	/* Newton's iteration doubles the number of right low bits; odd * odd = 1 (mod 8) gives the first three. */
+	/*
+	 * Newton's iteration doubles the number of right low bits; odd * odd = 1 (mod 8) gives the
+	 * first three.
+	 */
 	for (int i = 0; i < 5; i++)
 		odd_inverse *= 2 - odd * odd_inverse;
 }
@@ -101,8 +105,11 @@ int main(int argc, char **argv)
 		usage("stride=%lu: not a multiple of %lu", stride, sizeof(struct node));
 	choose_order();
 	base = (u64)ram_alloc(nodes * stride, PAGE_SIZE);
-	for (u64 i = 0; i < nodes; i++)
-		*(struct node *)(base + i * stride) = (struct node){ base + next_index(i) * stride, tag_of(i) };
+	for (u64 i = 0; i < nodes; i++) {
+		struct node *node = (struct node *)(base + i * stride);
+
+		*node = (struct node){ base + next_index(i) * stride, tag_of(i) };
+	}
 	checksum = follow_memory((const struct node *)base, base);
 	expected = follow_arithmetic();
 	printf("followed %lu steps through %lu nodes\n", steps, nodes);

@@ -2,8 +2,9 @@
 /*
  * From the boot protocol to main(), and the ways out.
  *
- * crt0.S calls boot_main() with the address of the start info; it finds RAM and the command line and calls main(argc, argv), where
- * argv[0] is the guest's name. What main() returns is the exit value. A guest normally ends by finish() or fail() instead.
+ * crt0.S calls boot_main() with the address of the start info; it finds RAM and the command line
+ * and calls main(argc, argv), where argv[0] is the guest's name. What main() returns is the exit
+ * value. A guest normally ends by finish() or fail() instead.
  */
 #ifndef BOOT_H
 #define BOOT_H

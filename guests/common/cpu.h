@@ -49,7 +49,10 @@ static inline void invlpg(u64 gva)
 	__asm__ volatile("invlpg (%0)" : : "r"(gva) : "memory");
 }
 
-/* CPUID is a serializing instruction (SDM vol. 3, 9.3): code written through another address is seen after it. */
+/*
+ * CPUID is a serializing instruction (SDM vol. 3, 9.3): code written through another address is
+ * seen after it.
+ */
 static inline void serialize(void)
 {
 	u32 eax = 0, ecx = 0;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The two ways in. Both arrive at boot_main(start info) in 64-bit mode, CPL 0, interrupts off, on a stack of ours, with our GDT.
+ * The two ways in. Both arrive at boot_main(start info) in 64-bit mode, CPL 0, interrupts off, on a
+ * stack of ours, with our GDT.
  *
  * _start    long mode already on, RBX = RDI = start info (shadowvm)
- * _start32  32-bit protected mode without paging, EBX = start info (PVH; the Xen note below names it): makes what _start expects
+ * _start32  32-bit protected mode without paging, EBX = start info (PVH; the Xen note below names
+ *           it): makes what _start expects
  */
 
 #define PML4		0x9000

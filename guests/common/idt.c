@@ -58,7 +58,8 @@ static void load_tss(void)
 
 	tss.ist[IST_DF - 1] = (u64)(ist_stack + sizeof(ist_stack));
 	tss.iomap_base = sizeof(tss);
-	descriptor[0] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | (u64)TSS_AVAILABLE << 40 | (base >> 24 & 0xff) << 56;
+	descriptor[0] = (sizeof(tss) - 1) | (base & 0xffffff) << 16 | (base >> 24 & 0xff) << 56;
+	descriptor[0] |= (u64)TSS_AVAILABLE << 40;
 	descriptor[1] = base >> 32;
 	__asm__ volatile("ltr %w0" : : "r"(TSS_SELECTOR) : "memory");
 }
@@ -86,8 +87,8 @@ void set_rsp0(u64 rsp)
 
 void unexpected_trap(const struct trap_frame *frame)
 {
-	printf(GUEST_NAME ": trap vector=%lu error=0x%lx rip=%p cr2=%p cs=0x%lx\n", frame->vector, frame->error_code,
-	       (void *)frame->rip, (void *)read_cr2(), frame->cs);
+	printf(GUEST_NAME ": trap vector=%lu error=0x%lx rip=%p cr2=%p cs=0x%lx\n", frame->vector,
+	       frame->error_code, (void *)frame->rip, (void *)read_cr2(), frame->cs);
 	exit_guest(EXIT_TRAP);
 }
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Exceptions and int 0x80: GDT with user segments, TSS (RSP0, one IST stack for #DF), IDT, C handlers.
+ * Exceptions and int 0x80: GDT with user segments, TSS (RSP0, one IST stack for #DF), IDT, C
+ * handlers.
  *
- * A handler gets the registers of the interrupted code and may change them; returning resumes there. Without a handler an exception is
- * printed and ends the guest with exit value 33.
+ * A handler gets the registers of the interrupted code and may change them; returning resumes
+ * there. Without a handler an exception is printed and ends the guest with exit value 33.
  */
 #ifndef IDT_H
 #define IDT_H

@@ -2,9 +2,10 @@
 /*
  * 4-level page tables of our own, made of frames from ram.h.
  *
- * A new address space shares PML4 slot 0 (the boot identity map of the low 4 GiB, supervisor only) with all others; map other things
- * from FIRST_GVA on. The functions change entries only: invlpg or write_cr3 is the caller's affair, as on the machine. Upper-level
- * entries are made with W and U set and NX clear, so that the last level decides.
+ * A new address space shares PML4 slot 0 (the boot identity map of the low 4 GiB, supervisor only)
+ * with all others; map other things from FIRST_GVA on. The functions change entries only: invlpg or
+ * write_cr3 is the caller's affair, as on the machine. Upper-level entries are made with W and U
+ * set and NX clear, so that the last level decides.
  */
 #ifndef PAGING_H
 #define PAGING_H
@@ -31,12 +32,15 @@ static inline u64 level_size(int level)
 /* The root of a new address space. */
 u64 space_create(void);
 
-/* Free every table below slot 0's neighbours and the root itself; not the frames they map. Must not be the current CR3. */
+/*
+ * Free every table below slot 0's neighbours and the root itself; not the frames they map. Must not
+ * be the current CR3.
+ */
 void space_destroy(u64 root);
 
 /*
- * The entry for `gva` in the table of `level` (1 = page table, 4 = PML4). Missing tables above are made when `make`; otherwise NULL
- * when one is missing or a large page covers the address.
+ * The entry for `gva` in the table of `level` (1 = page table, 4 = PML4). Missing tables above are
+ * made when `make`; otherwise NULL when one is missing or a large page covers the address.
  */
 u64 *table_entry(u64 root, u64 gva, int level, bool make);
 

@@ -2,9 +2,9 @@
 /*
  * `key=value` words of the command line.
  *
- * Values are decimal or 0x hexadecimal with an optional suffix k, M or G (powers of 1024). An unknown key, a bad number or a value
- * outside [min, max] ends the guest with a message and exit value 2. Defaults are the DEFAULT_key macros that the build makes from
- * guest.toml.
+ * Values are decimal or 0x hexadecimal with an optional suffix k, M or G (powers of 1024). An
+ * unknown key, a bad number or a value outside [min, max] ends the guest with a message and exit
+ * value 2. Defaults are the DEFAULT_key macros that the build makes from guest.toml.
  */
 #ifndef PARAMS_H
 #define PARAMS_H

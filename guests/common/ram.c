@@ -36,7 +36,8 @@ void *ram_alloc(u64 bytes, u64 align)
 	u64 start = (next + align - 1) & ~(align - 1);
 
 	if (start > end || bytes > end - start)
-		usage("not enough memory: %lu KiB more needed, %lu KiB free", DIV_ROUND_UP(bytes, KIB), ram_left() / KIB);
+		usage("not enough memory: %lu KiB more needed, %lu KiB free",
+		      DIV_ROUND_UP(bytes, KIB), ram_left() / KIB);
 	next = page_align(start + bytes);
 	return (void *)start;
 }

@@ -2,9 +2,10 @@
 /*
  * RAM above the image, found through the boot memory map and handed out from low to high.
  *
- * ram_alloc() is for the big arrays and never takes back; frames are 4 KiB pages with a free list (last freed, first reused). Memory
- * is identity mapped, so a frame's guest-physical address is also a pointer to it. Contents are undefined unless said otherwise.
- * Asking for more than there is ends the guest with a message and exit value 2.
+ * ram_alloc() is for the big arrays and never takes back; frames are 4 KiB pages with a free list
+ * (last freed, first reused). Memory is identity mapped, so a frame's guest-physical address is
+ * also a pointer to it. Contents are undefined unless said otherwise. Asking for more than there is
+ * ends the guest with a message and exit value 2.
  */
 #ifndef RAM_H
 #define RAM_H

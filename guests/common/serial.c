@@ -90,6 +90,7 @@ static void put_conversion(char conversion, struct field *field, va_list *args)
 {
 	const char *text;
 	s64 number;
+	u64 unsigned_number;
 	char c;
 
 	switch (conversion) {
@@ -100,7 +101,8 @@ static void put_conversion(char conversion, struct field *field, va_list *args)
 		break;
 	case 'u':
 	case 'x':
-		put_number(field->wide ? va_arg(*args, u64) : va_arg(*args, u32), conversion == 'u' ? 10 : 16, false, field);
+		unsigned_number = field->wide ? va_arg(*args, u64) : va_arg(*args, u32);
+		put_number(unsigned_number, conversion == 'u' ? 10 : 16, false, field);
 		break;
 	case 'p':
 		*field = (struct field){ .pad = '0', .width = 16 };

@@ -2,7 +2,8 @@
 #include "string.h"
 
 /*
- * Copies and fills use the string instructions: written as loops, the compiler would turn them into calls of themselves.
+ * Copies and fills use the string instructions: written as loops, the compiler would turn them into
+ * calls of themselves.
  */
 void *memcpy(void *to, const void *from, size_t n)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Exception entry for vectors 0..31 and int 0x80, and the way to CPL 3 and back. The frame is struct trap_frame of idt.h. */
+/*
+ * Exception entry for vectors 0..31 and int 0x80, and the way to CPL 3 and back. The frame is
+ * struct trap_frame of idt.h.
+ */
 
 	.section .text
 	.code64
@@ -66,8 +69,9 @@ trap_common:
 	iretq
 
 /*
- * u64 user_switch(rip, rsp, arg, *saved_rsp): leave for CPL 3 with RDI = arg. The kernel's stack pointer is kept in *saved_rsp, from
- * where user_return(value, saved_rsp) makes this call return `value`.
+ * u64 user_switch(rip, rsp, arg, *saved_rsp): leave for CPL 3 with RDI = arg. The kernel's stack
+ * pointer is kept in *saved_rsp, from where user_return(value, saved_rsp) makes this call return
+ * `value`.
  */
 	.globl	user_switch
 user_switch:

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The contract of demand's kernel and its program: the program's address space, the calls, and what memory holds at the end.
+ * The contract of demand's kernel and its program: the program's address space, the calls, and what
+ * memory holds at the end.
  *
- *   heap    zero-filled on demand: a read maps the one zero page, a write a page of its own. The program writes the first three
- *           quarters, the kernel the last one by SYS_FILL (so it faults at CPL 0 on the program's memory); every DISCARD_STEP-th page
- *           is then given back and reads as zero again.
+ *   heap    zero-filled on demand: a read maps the one zero page, a write a page of its own. The
+ *           program writes the first three quarters, the kernel the last one by SYS_FILL (so it
+ *           faults at CPL 0 on the program's memory); every DISCARD_STEP-th page is then given
+ *           back, reads as zero again, and gets one word.
  *   shared  copy-on-write: the program reads all and writes every COPY_STEP-th page.
  */
 #ifndef JOB_H

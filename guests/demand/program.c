@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The program. It is mapped at USER_TEXT, not where it is linked: all its code lies in .user, it calls nothing outside and finds its
- * data relative to RIP.
+ * The program. It is mapped at USER_TEXT, not where it is linked: all its code lies in .user, it
+ * calls nothing outside and finds its data relative to RIP.
  */
 #pragma clang section text = ".user.text" rodata = ".user.rodata"
 
@@ -13,14 +13,14 @@ static const char message[] = "demand: the program has run\n";
 
 static bool fill_heap(volatile u64 *heap, const struct job *job)
 {
-	u64 own = kernel_part(job->heap_pages);
+	u64 own = kernel_part(job->heap_pages), first = own * WORDS_PER_PAGE;
 
 	for (u64 page = 0; page < own; page += READ_FIRST_STEP)
 		if (heap[page * WORDS_PER_PAGE + page % WORDS_PER_PAGE])
 			return false;
-	for (u64 i = 0; i < own * WORDS_PER_PAGE; i++)
+	for (u64 i = 0; i < first; i++)
 		heap[i] = heap_word(i, job->seed);
-	syscall3(SYS_FILL, (u64)&heap[own * WORDS_PER_PAGE], (job->heap_pages - own) * WORDS_PER_PAGE, own * WORDS_PER_PAGE);
+	syscall3(SYS_FILL, (u64)&heap[first], job->heap_pages * WORDS_PER_PAGE - first, first);
 	return true;
 }
 
@@ -34,12 +34,21 @@ static bool copy_shared(volatile u64 *shared, const struct job *job)
 	return true;
 }
 
+/*
+ * A page that comes back is a recycled frame: all of it but the word written now must be zero,
+ * which the checksum tells.
+ */
 static bool discard_heap(volatile u64 *heap, const struct job *job)
 {
 	for (u64 page = 0; page < job->heap_pages; page += DISCARD_STEP) {
-		syscall3(SYS_DISCARD, (u64)&heap[page * WORDS_PER_PAGE], 0, 0);
-		if (heap[page * WORDS_PER_PAGE + 1])
+		u64 first = page * WORDS_PER_PAGE;
+
+		if (heap[first + 1] != heap_word(first + 1, job->seed))
 			return false;
+		syscall3(SYS_DISCARD, (u64)&heap[first], 0, 0);
+		if (heap[first + 1])
+			return false;
+		heap[first + page % WORDS_PER_PAGE] = page;
 	}
 	return true;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * C = A * B with A of n x k and B of k x n, in tiles, two doubles at a time. Entries are small integers, so every sum is exact and the
- * results are compared without a tolerance. Freivalds' test: C * r = A * (B * r) for vectors r of +-1.
+ * C = A * B with A of n x k and B of k x n, in tiles, two doubles at a time. Entries are small
+ * integers, so every sum is exact and the results are compared without a tolerance. Freivalds'
+ * test: C * r = A * (B * r) for vectors r of +-1.
  */
 #include "guest.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sequential fill and verify. Each pass verifies a page against the pass before and overwrites it; the last pattern is verified at the
- * end. The pattern depends on pass and offset, so a lost, late or misplaced page shows.
+ * Sequential fill and verify. Each pass verifies a page against the pass before and overwrites it;
+ * the last pattern is verified at the end. The pattern depends on pass and offset, so a lost, late
+ * or misplaced page shows.
  */
 #include "guest.h"
 
@@ -35,8 +36,8 @@ static u64 verify_page(const u64 *words, u64 page, u64 pass)
 
 	for (u64 i = 0; i < WORDS_PER_PAGE; i++, word += step) {
 		if (words[i] != word)
-			fail("pass %lu offset 0x%lx: 0x%016lx, not 0x%016lx", pass, page * PAGE_SIZE + i * sizeof(u64), words[i],
-			     word);
+			fail("pass %lu page %lu word %lu: 0x%016lx, not 0x%016lx", pass, page, i,
+			     words[i], word);
 		sum += words[i];
 	}
 	return sum;

@@ -24,16 +24,17 @@ void stamp(u64 address, u64 tag);
 void check_stamp(u64 address, u64 tag);
 
 /*
- * The next #PF must be at exactly `gva` with exactly this error code; the handler then stores `fixed` in *entry and the access is
- * tried again. end_fault() fails when it has not come. Any other #PF ends the guest.
+ * The next #PF must be at exactly `gva` with exactly this error code; the handler then stores
+ * `fixed` in *entry and the access is tried again. end_fault() fails when it has not come. Any
+ * other #PF ends the guest.
  */
 void begin_fault(u64 gva, u64 error_code, u64 *entry, u64 fixed);
 void end_fault(void);
 u64 faults_taken(void);
 
-/* Write `mov $value, %eax; ret` at `address`; call it. */
+/* Write `mov $value, %eax; ret` at `address`; call it and fail when it returns another value. */
 void put_code(u64 address, u32 value);
-u32 call_code(u64 address);
+void run_code(u64 address, u32 value);
 
 void map_and_remap(struct window *w);
 void change_rights(struct window *w);

@@ -72,7 +72,10 @@ void put_code(u64 address, u32 value)
 	code[5] = 0xc3;
 }
 
-u32 call_code(u64 address)
+void run_code(u64 address, u32 value)
 {
-	return ((u32(*)(void))address)();
+	u32 returned = ((u32(*)(void))address)();
+
+	if (returned != value)
+		fail("the code at %p returns 0x%08x, not 0x%08x", (void *)address, returned, value);
 }

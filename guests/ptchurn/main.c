@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Everything that an x86 kernel does to its page tables: entries of all levels made, changed, restricted and cleared, with invlpg or
- * CR3 loads where the architecture asks for them; page faults with exact address and error code; tables freed, used as data, and the
- * other way round. Contents are checked through other mappings of the same frames.
+ * Everything that an x86 kernel does to its page tables: entries of all levels made, changed,
+ * restricted and cleared, with invlpg or CR3 loads where the architecture asks for them; page
+ * faults with exact address and error code; tables freed, used as data, and the other way round.
+ * Contents are checked through other mappings of the same frames.
  */
 #include "churn.h"
 
-static u64 pages = DEFAULT_pages, spaces = DEFAULT_spaces, switches = DEFAULT_switches, rounds = DEFAULT_rounds;
+static u64 pages = DEFAULT_pages, rounds = DEFAULT_rounds;
+static u64 spaces = DEFAULT_spaces, switches = DEFAULT_switches;
 
 static u64 run_round(struct window *w, u64 block, u64 round)
 {

@@ -18,11 +18,13 @@ static void restrict_at(struct window *w, int level)
 	u64 gva = gva_of(w, 3), *entry = table_entry(w->root, gva, level, false), saved = *entry;
 	u64 *leaf = table_entry(w->root, gva, 1, false);
 
+	check_stamp(gva, w->tag[3]);
 	*entry = 0;
 	flush();
 	begin_fault(gva, 0, entry, saved);
 	check_stamp(gva, w->tag[3]);
 	end_fault();
+	stamp(gva, w->tag[3]);
 	*entry = saved & ~PT_WRITABLE;
 	flush();
 	check_stamp(gva, w->tag[3]);
@@ -31,17 +33,21 @@ static void restrict_at(struct window *w, int level)
 	end_fault();
 	put_code(gva + 64, 3);
 	*leaf &= ~PT_NX;
+	flush();
+	run_code(gva + 64, 3);
 	*entry = saved | PT_NX;
 	flush();
 	begin_fault(gva + 64, PF_PRESENT | PF_FETCH, entry, saved);
-	if (call_code(gva + 64) != 3)
-		fail("the code at %p returns another value", (void *)(gva + 64));
+	run_code(gva + 64, 3);
 	end_fault();
 	*leaf |= PT_NX;
 	invlpg(gva);
 }
 
-/* The whole tree below an entry shows at a second place; what changes below shows at both; then the second place goes. */
+/*
+ * The whole tree below an entry shows at a second place; what changes below shows at both; then the
+ * second place goes.
+ */
 static void alias_at(struct window *w, int level)
 {
 	u64 distance = level_size(level) * ALIAS_DISTANCE, gva = gva_of(w, 5), frame = frame_alloc();
@@ -140,7 +146,10 @@ static void destroy_space(struct window *w)
 	space_destroy(w->root);
 }
 
-/* The same addresses mean other pages in every space; each visit counts in all of them. Returns the sum of the counts. */
+/*
+ * The same addresses mean other pages in every space; each visit counts in all of them. Returns the
+ * sum of the counts.
+ */
 u64 switch_spaces(u64 spaces, u64 switches)
 {
 	struct window *w = ram_alloc(spaces * sizeof(*w), 8);

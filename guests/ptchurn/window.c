@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The stages on last-level entries. */
+/*
+ * The stages on last-level entries. A page is used just before its entry changes, so that the TLB
+ * holds what invlpg must drop.
+ */
 #include "churn.h"
 
 static void set_page(struct window *w, u64 i, u64 frame, u64 rights)
 {
+	check_stamp(gva_of(w, i), w->tag[i]);
 	map_page(w->root, gva_of(w, i), frame, rights);
 	invlpg(gva_of(w, i));
 	w->frame[i] = frame;
@@ -14,7 +18,10 @@ static u64 *entry_of(struct window *w, u64 i)
 	return table_entry(w->root, gva_of(w, i), 1, false);
 }
 
-/* Every frame is written through its first mapping, then found through another one and through the identity map. */
+/*
+ * Every frame is written through its first mapping, then found through another one and through the
+ * identity map.
+ */
 void map_and_remap(struct window *w)
 {
 	for (u64 i = 0; i < w->pages; i++) {
@@ -22,11 +29,11 @@ void map_and_remap(struct window *w)
 		stamp(gva_of(w, i), w->tag[i]);
 	}
 	for (u64 i = 0; i < w->pages / 2; i++) {
-		u64 j = w->pages - 1 - i, frame = w->frame[i], tag = w->tag[i];
+		u64 j = w->pages - 1 - i, frame_i = w->frame[i], frame_j = w->frame[j], tag = w->tag[i];
 
-		check_stamp(frame, tag);
-		set_page(w, i, w->frame[j], RIGHTS);
-		set_page(w, j, frame, RIGHTS);
+		check_stamp(frame_i, tag);
+		set_page(w, i, frame_j, RIGHTS);
+		set_page(w, j, frame_i, RIGHTS);
 		w->tag[i] = w->tag[j];
 		w->tag[j] = tag;
 	}
@@ -42,6 +49,7 @@ static void write_read_only(struct window *w, u64 i)
 {
 	u64 gva = gva_of(w, i), *entry = entry_of(w, i);
 
+	stamp(gva, w->tag[i]);
 	*entry &= ~PT_WRITABLE;
 	invlpg(gva);
 	check_stamp(gva, w->tag[i]);
@@ -59,13 +67,12 @@ static void run_no_execute(struct window *w, u64 i)
 
 	put_code(gva, value);
 	begin_fault(gva, PF_PRESENT | PF_FETCH, entry, *entry & ~PT_NX);
-	if (call_code(gva) != value)
-		fail("the code at %p returns another value", (void *)gva);
+	run_code(gva, value);
 	end_fault();
 	*entry |= PT_NX;
 	invlpg(gva);
 	begin_fault(gva, PF_PRESENT | PF_FETCH, entry, *entry & ~PT_NX);
-	call_code(gva);
+	run_code(gva, value);
 	end_fault();
 	*entry |= PT_NX;
 	invlpg(gva);
@@ -84,6 +91,7 @@ static void punch_hole(struct window *w, u64 i, bool write)
 {
 	u64 gva = gva_of(w, i), *entry = entry_of(w, i), frame = frame_alloc();
 
+	check_stamp(gva, w->tag[i]);
 	unmap_page(w->root, gva);
 	invlpg(gva);
 	check_stamp(w->frame[i], w->tag[i]);
@@ -108,7 +116,10 @@ void punch_holes(struct window *w)
 		check_stamp(gva_of(w, i), w->tag[i]);
 }
 
-/* The pages that the stages have written through their present entries; the others were written through the identity map only. */
+/*
+ * The pages that the stages have written through their present entries; the others were written
+ * through the identity map only.
+ */
 static bool written_here(u64 i)
 {
 	return i % 8 == 0 || i % 4 == 1 || i == 3;
@@ -122,7 +133,7 @@ void unmap_all(struct window *w)
 		u64 expected = w->frame[i] | RIGHTS | PT_ACCESSED | (written_here(i) ? PT_DIRTY : 0);
 
 		if (old != expected)
-			fail("the entry for %p is 0x%016lx, not 0x%016lx", (void *)gva_of(w, i), old, expected);
+			fail("entry of page %lu: 0x%016lx, not 0x%016lx", i, old, expected);
 		invlpg(gva_of(w, i));
 		frame_free(w->frame[i]);
 	}

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Quicksort with an explicit stack: median of three, smaller part first, insertion sort for short runs. A quarter of the keys repeat.
- * Verified: the order, and sum and xor of mixed keys before and after, which only the same multiset gives.
+ * Quicksort with an explicit stack: median of three, smaller part first, insertion sort for short
+ * runs. A quarter of the keys repeat. Verified: the order, and sum and xor of mixed keys before and
+ * after, which only the same multiset gives.
  */
 #include "guest.h"
 

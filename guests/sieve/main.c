@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Sieve of Eratosthenes over a byte per number, segment by segment, so that a segment's pages are worked on while they are there. The
- * count is checked against Legendre's recurrence over the values limit/k, which never looks at the sieve.
+ * Sieve of Eratosthenes over a byte per number, segment by segment, so that a segment's pages are
+ * worked on while they are there. The count is checked against Legendre's recurrence over the
+ * values limit/k, which never looks at the sieve.
  */
 #include "guest.h"
 
@@ -27,7 +28,10 @@ static void cross_out(u8 *composite, u64 prime, u64 from, u64 to)
 		composite[n] = 1;
 }
 
-/* Sieve [from, to). A segment is at least 4096 numbers, so the primes up to its end's square root are in it or before it. */
+/*
+ * Sieve [from, to). A segment is at least 4096 numbers, so the primes up to its end's square root
+ * are in it or before it.
+ */
 static void sieve_segment(u8 *composite, u64 from, u64 to)
 {
 	u64 root = isqrt(to - 1);
@@ -40,7 +44,10 @@ static void sieve_segment(u8 *composite, u64 from, u64 to)
 			cross_out(composite, prime, from, to);
 }
 
-/* Primes <= n: count(v) starts as v - 1, and each prime p takes away what it is the least factor of, for all v = n/k at once. */
+/*
+ * Primes <= n: count(v) starts as v - 1, and each prime p takes away what it is the least factor
+ * of, for all v = n/k at once.
+ */
 static u64 count_primes(u64 n)
 {
 	u64 root = isqrt(n), *small, *large;

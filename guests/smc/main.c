@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Self-modifying code. Whole sweeps write a function into every page and only then run them all, so that code lives through its page
- * being taken away; other stages rewrite a function in place, through a second mapping of the frame, across a page boundary, from
- * inside itself just ahead of its own execution, and as data in between. Every call's result is verified.
+ * Self-modifying code. Whole sweeps write a function into every page and only then run them all, so
+ * that code lives through its page being taken away; other stages rewrite a function in place,
+ * through a second mapping of the frame, across a page boundary, from inside itself just ahead of
+ * its own execution, and as data in between. Every call's result is verified.
  *
- * Where the writer uses the address that runs, the processor must see it by itself; through another address a serializing
- * instruction comes first (SDM vol. 3, 9.1.3 and 12.6).
+ * Where the writer uses the address that runs, the processor must see it by itself; through another
+ * address a serializing instruction comes first (SDM vol. 3, 9.1.3 and 12.6).
  */
 #include "guest.h"
 
@@ -105,7 +106,10 @@ static void rewrite_through_alias(u64 generation)
 	}
 }
 
-/* movb $byte, constant(%rip); [jmp to the next instruction;] mov $constant, %eax; ret: returns what it has just written. */
+/*
+ * movb $byte, constant(%rip); [jmp to the next instruction;] mov $constant, %eax; ret: returns what
+ * it has just written.
+ */
 static void patch_ahead(u64 i, u64 generation, bool jump)
 {
 	u64 start = page_at(i) + offset_of(i) + 32, at = start;
@@ -137,7 +141,10 @@ static void patch_in_loop(u64 i)
 	call(start, LOOPS * (LOOPS + 1) / 2, "loop that patches itself");
 }
 
-/* The function begins in page i, 1..4 bytes of its constant lie in page i + 1; then these alone are rewritten. */
+/*
+ * The function begins in page i, 1..4 bytes of its constant lie in page i + 1; then these alone are
+ * rewritten.
+ */
 static void straddle(u64 i, u64 generation)
 {
 	u64 bytes = 1 + i / STRADDLE_STEP % 4, start = page_at(i + 1) + bytes - MOV_SIZE;
