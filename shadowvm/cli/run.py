@@ -1,0 +1,219 @@
+"""`shadowvm run`: one guest, to its end.
+
+The guest's output alone goes to stdout, as it comes; everything about the run goes to stderr or into --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+from ..config import MachineConfig, parse_size
+from ..errors import ConfigError, InvariantViolation
+from ..guests import find_image
+
+if TYPE_CHECKING:
+    from ..lab.invariants import Sanitizer
+    from ..machine import Machine, Outcome
+    from ..trace.recorder import EventDigest
+
+EXIT_VIOLATION = 127
+_FLAGS = (
+    ("-m", "SIZE", "64M", "guest memory"),
+    ("--host-memory", "SIZE", "16M", "memory of the simulated host"),
+    ("--swap", "SIZE", None, "size of the swap file, 0 for none (default: as much as -m)"),
+    ("--swap-file", "PATH", None, "swap file to create, or a directory for it"),
+    ("-append", "STR", "", "the guest's command line"),
+    ("--json", "FILE", None, "write the results as JSON; - for stdout"),
+    ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
+)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser("run", help="run a guest", description=__doc__, allow_abbrev=False)
+    parser.add_argument("guest", metavar="GUEST", help="a bundled guest (see shadowvm guests) or an ELF64 image")
+    for flag, metavar, default, text in _FLAGS:
+        parser.add_argument(flag, metavar=metavar, default=default, help=text)
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
+    parser.add_argument("--check", action="store_true", help="verify the MMU's invariants at every transition")
+    parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
+    parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
+    parser.set_defaults(main=main)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or len(text) > 18:
+        raise argparse.ArgumentTypeError(f"'{text}' is no count")
+    return int(text)
+
+
+def config_from_args(args: argparse.Namespace) -> MachineConfig:
+    """The machine that the flags describe."""
+    name, image = find_image(args.guest)
+    config = MachineConfig(
+        image=image,
+        name=name,
+        memory=parse_size(args.m, "-m"),
+        host_memory=parse_size(args.host_memory, "--host-memory"),
+        swap=None if args.swap is None else parse_size(args.swap, "--swap"),
+        swap_file=args.swap_file,
+        append=args.append,
+        seed=args.seed,
+        timeout_instructions=args.timeout_instructions,
+        icount=args.icount == "on",
+    )
+    config.validate()
+    return config
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the guest; returns the exit status."""
+    config = config_from_args(args)
+    from ..machine import Machine  # noqa: PLC0415 - after the flags are known to be good
+
+    with ExitStack() as stack:
+        report = stack.enter_context(_output_file(args.json)) if args.json else None
+        trace = stack.enter_context(_output_file(args.trace)) if args.trace else None
+        started = time.perf_counter()
+        machine = Machine(config, _stdout_writer())
+        stack.callback(_flush_stdout)
+        listeners = _attach(stack, machine, check=args.check, trace=trace)
+        stack.enter_context(_progress(machine))
+        outcome, violation = _run(machine)
+        sys.stdout.flush()
+        seconds = time.perf_counter() - started
+        results = _results(machine, outcome, seconds, listeners, violation)
+        if report is not None:
+            json.dump(results, report, indent=2)
+            report.write("\n")
+        stack.pop_all().close()
+        _summary(machine, outcome, seconds, violation)
+        if violation is None:
+            machine.close()
+    return outcome.status
+
+
+def _run(machine: Machine) -> tuple[Outcome, InvariantViolation | None]:
+    from ..machine import Outcome, Reason  # noqa: PLC0415
+
+    try:
+        return machine.run(), None
+    except InvariantViolation as violation:
+        return Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated"), violation
+
+
+class _Listeners:
+    digest: EventDigest | None = None
+    sanitizer: Sanitizer | None = None
+
+
+def _attach(stack: ExitStack, machine: Machine, *, check: bool, trace: IO[str] | None) -> _Listeners:
+    listeners = _Listeners()
+    if not check and trace is None:
+        return listeners
+    from ..lab.invariants import Sanitizer  # noqa: PLC0415
+    from ..trace.ftrace import FtraceWriter  # noqa: PLC0415
+    from ..trace.recorder import EventDigest  # noqa: PLC0415
+
+    listeners.digest = EventDigest(machine)
+    stack.enter_context(listeners.digest.watching())
+    if trace is not None:
+        stack.enter_context(FtraceWriter(machine, trace).watching())
+    if check:
+        listeners.sanitizer = Sanitizer(machine)
+        stack.enter_context(listeners.sanitizer.watching())
+    return listeners
+
+
+def _results(
+    machine: Machine, outcome: Outcome, seconds: float, listeners: _Listeners, violation: InvariantViolation | None
+) -> dict[str, Any]:
+    from ..kvm import stats  # noqa: PLC0415
+
+    results: dict[str, Any] = {
+        "guest": machine.config.name,
+        "outcome": {"reason": outcome.reason.value, "status": outcome.status, "text": outcome.text},
+        "instructions": machine.instructions,
+        "wall_s": round(seconds, 6),
+        "seed": machine.config.seed,
+        "output_sha256": machine.output_sha256,
+        "violations": [] if violation is None else [str(violation)],
+        "kvm": stats.as_dict(machine.kvm.stat, [machine.vcpu.stat]),
+        "vmstat": machine.host.vmstat.as_dict(),
+    }
+    if listeners.digest is not None:
+        results["events"] = listeners.digest.count
+        results["events_sha256"] = listeners.digest.hexdigest()
+    return results
+
+
+def _summary(machine: Machine, outcome: Outcome, seconds: float, violation: InvariantViolation | None) -> None:
+    kvm, vmstat = machine.kvm.stat, machine.host.vmstat
+    count = f"{machine.instructions} instructions, " if machine.config.icount else ""
+    lines = [
+        f"{machine.config.name}: {outcome.reason.value}, status {outcome.status}"
+        + (f": {outcome.text}" if outcome.text else ""),
+        f"  {count}{seconds:.2f} s; {machine.vcpu.stat.exits} exits, {machine.vcpu.stat.pf_taken} spte faults, "
+        f"{machine.vcpu.stat.pf_guest} guest #PF, {kvm.remote_tlb_flush} TLB flushes",
+        f"  {vmstat.pgfault} host faults ({vmstat.pgmajfault} major), "
+        f"{vmstat.pswpout} pages swapped out, {vmstat.pswpin} in",
+    ]
+    if violation is not None:
+        lines.append(str(violation))
+    print("\n".join(lines), file=sys.stderr)
+
+
+def _stdout_writer() -> Any:
+    buffer = sys.stdout.buffer
+
+    def write(byte: int) -> None:
+        buffer.write(bytes((byte,)))
+        if byte == 0x0A:
+            buffer.flush()
+
+    return write
+
+
+def _flush_stdout() -> None:
+    sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _output_file(path: str) -> Iterator[IO[str]]:
+    if path == "-":
+        yield sys.stdout
+        return
+    try:
+        file = open(path, "w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    with file:
+        yield file
+
+
+@contextmanager
+def _progress(machine: Machine) -> Iterator[None]:
+    """On a terminal, one line on stderr that follows the run."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm  # noqa: PLC0415 - only terminals pay for it
+
+    with tqdm(bar_format="{desc}", file=sys.stderr, leave=False) as line:
+
+        def show() -> None:
+            vmstat = machine.host.vmstat
+            line.set_description_str(
+                f"{machine.instructions / 1e6:.0f} M instructions, {machine.vcpu.stat.pf_taken} faults, "
+                f"swap out {vmstat.pswpout} in {vmstat.pswpin}"
+            )
+
+        machine.vcpu.on_quantum = show
+        yield
+        machine.vcpu.on_quantum = None

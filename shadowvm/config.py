@@ -1,0 +1,84 @@
+"""Configuration of a run, checked once and then frozen.
+
+Sizes are bytes. `parse_size` reads them as QEMU's -m does: a bare number is MiB, suffixes are K, M, G, T.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from .addr import PAGE_SIZE
+from .errors import ConfigError
+
+MIB = 1 << 20
+MIN_HOST_MEMORY = 2 * MIB
+"""Smallest host for one vCPU: watermarks, page tables, 64 shadow pages and room to make progress."""
+MIN_GUEST_MEMORY = 1 * MIB
+MAX_GUEST_MEMORY = 512 << 30
+
+_UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str, what: str) -> int:
+    """Bytes of a size such as `64M`; ConfigError names `what` it was given for."""
+    match = re.fullmatch(r"(\d{1,15})([kKmMgGtT]?)", text)
+    if match is None:
+        raise ConfigError(f"{what}: '{text}' is no size (use a number and K, M, G or T; a bare number is MiB)")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def format_size(size: int) -> str:
+    """A size in the largest unit that divides it."""
+    for unit in "TGMK":
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return f"{size} bytes"
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """One machine: a guest image, its memory, and the host under it.
+
+    image: path of an ELF64. swap: bytes, 0 for none; None for as much as the guest has. swap_file: file to create,
+    or directory; None for the temporary directory. seed: 0 is the fixed order of tasks, others preempt at random
+    points. timeout_instructions: 0 for no limit. icount: count instructions, which virtual time needs.
+    """
+
+    image: str
+    name: str = ""
+    memory: int = 64 * MIB
+    host_memory: int = 16 * MIB
+    swap: int | None = None
+    swap_file: str | None = None
+    append: str = ""
+    seed: int = 0
+    timeout_instructions: int = 0
+    icount: bool = True
+
+    @property
+    def swap_size(self) -> int:
+        """Bytes of swap."""
+        return self.memory if self.swap is None else self.swap
+
+    def validate(self) -> None:
+        """ConfigError for sizes that cannot work."""
+        if not MIN_GUEST_MEMORY <= self.memory <= MAX_GUEST_MEMORY or self.memory % PAGE_SIZE:
+            limits = f"{format_size(MIN_GUEST_MEMORY)} to {format_size(MAX_GUEST_MEMORY)}, in whole pages"
+            raise ConfigError(f"-m: {format_size(self.memory)} of guest memory is out of range ({limits})")
+        if self.host_memory < MIN_HOST_MEMORY:
+            given, least = format_size(self.host_memory), format_size(MIN_HOST_MEMORY)
+            raise ConfigError(f"--host-memory: {given} is below the minimum of {least}")
+        if self.host_memory > _physical_memory() or self.host_memory % PAGE_SIZE:
+            raise ConfigError(
+                f"--host-memory: {format_size(self.host_memory)} is more than this machine has, or no whole pages"
+            )
+        if self.swap_size % PAGE_SIZE:
+            raise ConfigError(f"--swap: {format_size(self.swap_size)} is not a whole number of pages")
+        if self.timeout_instructions and not self.icount:
+            raise ConfigError("--timeout-instructions needs instruction counting: drop -icount off")
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,118 @@
+"""Stores to write-protected guest page tables.
+
+KVM decodes and emulates the instruction. Here the CPU itself executes exactly that one instruction, with a window of
+write access to the page; what changed is then found by comparing the page, and the sptes behind it are zapped
+before the guest runs on. Every instruction works: SSE stores, locked exchanges, one iteration of a string store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Pfn
+from ..cpu.engine import CpuExit
+from ..cpu.mailbox import EXIT_SIZE, EXIT_VA, VECTORING
+from ..errors import ModelBug
+from ..events import kvm_emulate_insn
+from ..mm.fault import VmFault
+from ..mm.gup import get_user_page
+from ..mm.page_alloc import Page, put_page
+from .mmu.page_fault import kvm_mmu_page_fault
+from .mmu.pte_write import kvm_mmu_track_write
+from .mmu.spte import RetPf
+
+if TYPE_CHECKING:
+    from .vcpu import Vcpu
+
+MAX_WINDOWS = 2
+"""A store that crosses a page boundary writes two pages."""
+MAX_ATTEMPTS = 64
+
+
+class Window(NamedTuple):
+    """One page that the instruction may write."""
+
+    gfn: Gfn
+    page: Page
+    before: bytes
+    offset: int
+    size: int
+
+
+def emulate_write(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
+    """Execute the instruction at RIP, which stores to the tracked page that vcpu.walker has just found for `gva`.
+
+    (CONTINUE, exit): how the engine left the instruction, QUANTUM if it retired. Else what became of a fault on
+    another of its operands, at box[EXIT_VA]: GUEST or an errno.
+    """
+    vcpu.stat.insn_emulation += 1
+    windows: list[Window] = []
+    ret, reason = RetPf.RETRY, 0
+    try:
+        ret, reason = _step_with_windows(vcpu, gva, windows)
+    finally:
+        vcpu.engine.clear_windows()
+        for window in windows:
+            put_page(vcpu.kvm.mm.host, window.page)
+    retired = ret == RetPf.CONTINUE and reason == CpuExit.QUANTUM
+    vcpu.stat.insn_emulation_fail += not retired
+    if kvm_emulate_insn.on:
+        kvm_emulate_insn(vcpu.engine.rip, f"store to gva {gva:#x}", "" if retired else " (failed)")
+    return ret, reason
+
+
+def _step_with_windows(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> tuple[RetPf, int]:
+    engine = vcpu.engine
+    ret = _open_window(vcpu, gva, windows)
+    for _ in range(MAX_ATTEMPTS):
+        if ret != RetPf.CONTINUE:
+            return ret, CpuExit.WALK_FAULT
+        if vcpu.requests:
+            vcpu.service_requests()
+        reason = engine.step()
+        if reason != CpuExit.WALK_FAULT or engine.box[VECTORING]:
+            _track_writes(vcpu, windows)
+            return RetPf.CONTINUE, reason
+        gva = Gva(engine.box[EXIT_VA])
+        ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
+        if ret == RetPf.WRITE_PROTECTED:
+            ret = _open_window(vcpu, gva, windows)
+        elif ret in (RetPf.FIXED, RetPf.SPURIOUS, RetPf.RETRY):
+            ret = RetPf.CONTINUE
+    return RetPf.RETRY, CpuExit.WALK_FAULT
+
+
+def _open_window(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> RetPf:
+    """Let the instruction write the page that the walk of `gva` found; the frame stays put by our reference."""
+    if len(windows) == MAX_WINDOWS:
+        raise ModelBug(f"an instruction at rip {vcpu.engine.rip:#x} stores to more than {MAX_WINDOWS} pages")
+    kvm = vcpu.kvm
+    gfn = vcpu.walker.gfn
+    page = get_user_page(kvm.mm, vcpu.slot.vpn(gfn), True)
+    if isinstance(page, VmFault):
+        return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+    windows.append(Window(gfn, page, kvm.mm.host.ram.read_page(page.pfn), gva & 0xFFF, vcpu.engine.box[EXIT_SIZE]))
+    vcpu.engine.set_window(len(windows) - 1, gva, Pfn(page.pfn))
+    return RetPf.CONTINUE
+
+
+def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:
+    """Zap what stood behind every entry that the instruction changed."""
+    kvm = vcpu.kvm
+    kvm.mmu_lock.acquire()
+    for window in windows:
+        window.page.dirty = True
+        after = kvm.mm.host.ram.read_page(window.page.pfn)
+        if after != window.before:
+            for offset, length in _changes(window, after):
+                kvm_mmu_track_write(kvm, Gpa(window.gfn << PAGE_SHIFT | offset), length)
+    kvm.mmu_lock.release()
+
+
+def _changes(window: Window, after: bytes) -> list[tuple[int, int]]:
+    """(offset, length) of the stores: the faulting one if it explains every change, else whole changed entries."""
+    before, start = window.before, window.offset
+    end = start + window.size
+    if end <= PAGE_SIZE and before[:start] == after[:start] and before[end:] == after[end:]:
+        return [(start, window.size)]
+    return [(at, 8) for at in range(0, PAGE_SIZE, 8) if before[at : at + 8] != after[at : at + 8]]

@@ -1,0 +1,32 @@
+"""Why KVM_RUN returned (include/uapi/linux/kvm.h)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class ExitReason(IntEnum):
+    """KVM_EXIT_*, with their numbers."""
+
+    UNKNOWN = 0
+    IO = 2
+    DEBUG = 4
+    HLT = 5
+    MMIO = 6
+    SHUTDOWN = 8
+    INTR = 10
+    INTERNAL_ERROR = 17
+    SYSTEM_EVENT = 24
+    MEMORY_FAULT = 39
+
+
+class KvmRun(NamedTuple):
+    """The outcome of one Vcpu.run(). INTR: the instruction limit; SYSTEM_EVENT: a device ended the run.
+
+    `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0.
+    """
+
+    exit_reason: ExitReason
+    text: str = ""
+    errno: int = 0

@@ -1,0 +1,96 @@
+"""Memory slots: guest-physical ranges backed by the VM process's memory (virt/kvm/kvm_main.c).
+
+A slot owns what KVM keeps per guest frame: the reverse map (rmap) and the counts of write tracking.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva, Vpn
+from ..errors import ConfigError
+
+KVM_MEM_LOG_DIRTY_PAGES = 1
+KVM_MEM_READONLY = 2
+
+
+class MemSlot:
+    """`npages` guest frames from `base_gfn` at `userspace_addr`.
+
+    rmap: gfn -> sptep, or list of spteps, of every present leaf spte that maps it.
+    gfn_write_track: gfn -> number of shadow pages that shadow it; such a gfn has no writable spte.
+    """
+
+    __slots__ = (
+        "base_gfn",
+        "end_gfn",
+        "flags",
+        "gfn_write_track",
+        "id",
+        "npages",
+        "rmap",
+        "userspace_addr",
+        "vpn_delta",
+    )
+
+    def __init__(self, slot_id: int, base_gfn: Gfn, npages: int, userspace_addr: Hva, flags: int = 0) -> None:
+        self.id = slot_id
+        self.base_gfn = base_gfn
+        self.npages = npages
+        self.end_gfn = Gfn(base_gfn + npages)
+        self.userspace_addr = userspace_addr
+        self.flags = flags
+        self.vpn_delta = (userspace_addr >> PAGE_SHIFT) - base_gfn
+        self.rmap: dict[Gfn, int | list[int]] = {}
+        self.gfn_write_track: dict[Gfn, int] = {}
+
+    def vpn(self, gfn: Gfn) -> Vpn:
+        """Host virtual page number of a guest frame: __gfn_to_hva_memslot()."""
+        return Vpn(gfn + self.vpn_delta)
+
+
+class MemSlots:
+    """The active slots, sorted by base gfn."""
+
+    __slots__ = ("_bases", "generation", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[MemSlot] = []
+        self._bases: list[Gfn] = []
+        self.generation = 0
+
+    def insert(self, slot: MemSlot) -> None:
+        """Add a slot; ConfigError when it is empty, misaligned or overlaps another."""
+        if slot.npages <= 0 or slot.userspace_addr % PAGE_SIZE:
+            raise ConfigError(f"memory slot {slot.id}: empty or not page-aligned")
+        if (slot.userspace_addr ^ slot.base_gfn << PAGE_SHIFT) % HUGE_PAGE_SIZE:
+            raise ConfigError(f"memory slot {slot.id}: gpa and hva are not congruent modulo 2 MiB")
+        for other in self.slots:
+            if slot.base_gfn < other.end_gfn and other.base_gfn < slot.end_gfn:
+                raise ConfigError(f"memory slot {slot.id} overlaps slot {other.id}")
+        self.slots = sorted([*self.slots, slot], key=lambda each: each.base_gfn)
+        self._bases = [each.base_gfn for each in self.slots]
+        self.generation += 1
+
+    def find(self, gfn: Gfn) -> MemSlot | None:
+        """gfn_to_memslot()."""
+        at = bisect_right(self._bases, gfn) - 1
+        if at < 0:
+            return None
+        slot = self.slots[at]
+        return slot if gfn < slot.end_gfn else None
+
+    def gfn_ranges(self, start: Hva, end: Hva) -> list[tuple[MemSlot, Gfn, Gfn]]:
+        """Guest frames [first, last) of each slot that a host-virtual range covers."""
+        ranges = []
+        for slot in self.slots:
+            first = max((start >> PAGE_SHIFT) - slot.vpn_delta, slot.base_gfn)
+            last = min((end + PAGE_SIZE - 1 >> PAGE_SHIFT) - slot.vpn_delta, slot.end_gfn)
+            if first < last:
+                ranges.append((slot, Gfn(first), Gfn(last)))
+        return ranges
+
+
+def gpa_to_gfn(gpa: Gpa) -> Gfn:
+    """The frame of a guest-physical address."""
+    return Gfn(gpa >> PAGE_SHIFT)

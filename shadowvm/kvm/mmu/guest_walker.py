@@ -1,0 +1,199 @@
+"""Walk of the guest's own page tables: gva -> gpa with rights (arch/x86/kvm/mmu/paging_tmpl.h).
+
+Entries are read through the VM process's host mapping, as KVM reads them through the hva, so a walk can fault
+table pages in from swap. A walk that succeeds sets the guest's Accessed bits, and Dirty for a write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...addr import PAGE_SHIFT, Gfn, Gpa, Gva, Hva, Vpn
+from ...events import (
+    kvm_mmu_pagetable_walk,
+    kvm_mmu_paging_element,
+    kvm_mmu_set_accessed_bit,
+    kvm_mmu_set_dirty_bit,
+    kvm_mmu_walker_error,
+)
+from ...mm.fault import VmFault
+from ...mm.mm_struct import cmpxchg_user_u64, read_user_u64
+from ...x86 import (
+    CR0_WP,
+    CR4_SMAP,
+    CR4_SMEP,
+    EFER_NX,
+    PFERR_FETCH,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
+    PT_ACCESSED,
+    PT_ADDR_MASK,
+    PT_DIRTY,
+    PT_NX,
+    PT_PAGE_SIZE,
+    PT_PRESENT,
+    PT_WRITABLE,
+)
+from .spte import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, RetPf
+
+if TYPE_CHECKING:
+    from ..vcpu import Vcpu
+
+MAXPHYADDR = 40
+"""Physical address bits of the CPU model (CPUID 0x80000008)."""
+
+_RSVD_ADDR = PT_ADDR_MASK & ~((1 << MAXPHYADDR) - 1)
+_RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE)
+"""Reserved bits of an entry with PS set, by level; bit 12 is PAT. Level 4 has no PS."""
+
+
+class GuestWalker:
+    """Result of a walk; one per vCPU, overwritten by the next.
+
+    ptes[l], table_gfn[l]: the entry used at level l and the table it stands in. access_to[l]: rights that the
+    entries above level l leave, which is the access of level l's shadow page. level, gfn, pte_access: of the leaf;
+    gfn is that of the 4 KiB page the address falls in. error_code: of the #PF when walk_addr returns GUEST.
+    """
+
+    __slots__ = ("access_to", "error_code", "gfn", "level", "pte_access", "ptes", "table_gfn")
+
+    def __init__(self) -> None:
+        self.level = 0
+        self.gfn = Gfn(0)
+        self.pte_access = 0
+        self.error_code = 0
+        self.table_gfn = [Gfn(0)] * 5
+        self.ptes = [0] * 5
+        self.access_to = [0] * 5
+
+
+def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
+    """FNAME(walk_addr): walk for an access (`pferr`: W, U, F bits). Fills vcpu.walker.
+
+    Returns CONTINUE, GUEST (the guest's tables refuse; walker.error_code), RETRY (an entry changed meanwhile), or
+    EFAULT/ENOMEM when the host cannot give a table page.
+    """
+    walker = vcpu.walker
+    tlb = vcpu.kvm.mm.tlb
+    q = vcpu.kvm.q
+    table_gfn = Gfn((vcpu.cr3 & PT_ADDR_MASK) >> PAGE_SHIFT)
+    access = ACC_ALL
+    missing_accessed = PT_ACCESSED
+    if kvm_mmu_pagetable_walk.on:
+        kvm_mmu_pagetable_walk(gva, pferr)
+    for level in (4, 3, 2, 1):
+        slot = vcpu.slot
+        if not slot.base_gfn <= table_gfn < slot.end_gfn:
+            found = vcpu.kvm.memslots.find(table_gfn)
+            if found is None:
+                return _walk_error(vcpu, pferr, 0)
+            slot = vcpu.slot = found
+        base = tlb.get(Vpn(table_gfn + slot.vpn_delta))
+        if base is None:
+            base = _fault_in_table(vcpu, slot.vpn(table_gfn))
+            if base < 0:
+                return RetPf(base)
+        pte_q = base + (gva >> (3 + 9 * level) & 511)
+        pte = q[pte_q]
+        walker.table_gfn[level] = table_gfn
+        walker.ptes[level] = pte
+        walker.access_to[level] = access
+        if kvm_mmu_paging_element.on:
+            kvm_mmu_paging_element(pte, level)
+        if not pte & PT_PRESENT:
+            return _walk_error(vcpu, pferr, 0)
+        if pte & vcpu.rsvd_bits:
+            return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
+        access &= pte & (ACC_WRITE_MASK | ACC_USER_MASK) | (0 if pte & PT_NX else ACC_EXEC_MASK)
+        missing_accessed &= ~pte
+        table_gfn = Gfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT)
+        if level > 1 and pte & PT_PAGE_SIZE:
+            if pte & _RSVD_LARGE[level]:
+                return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
+            offset_mask = (1 << 9 * (level - 1)) - 1
+            table_gfn = Gfn(table_gfn & ~offset_mask | gva >> PAGE_SHIFT & offset_mask)
+            break
+    else:
+        level = 1
+    walker.level = level
+    walker.gfn = table_gfn
+    walker.pte_access = access
+    if permission_fault(vcpu, access, pferr):
+        return _walk_error(vcpu, pferr, PFERR_PRESENT)
+    if missing_accessed or pferr & PFERR_WRITE and not pte & PT_DIRTY:
+        return _update_accessed_dirty_bits(vcpu, gva, pferr)
+    return RetPf.CONTINUE
+
+
+def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
+    """Whether the rights that all levels leave refuse this access under the CPU's mode (update_permission_bitmask)."""
+    if pferr & PFERR_FETCH:
+        if not access & ACC_EXEC_MASK:
+            return True
+        smep = vcpu.cr4 & CR4_SMEP and not pferr & PFERR_USER
+        return bool(smep and access & ACC_USER_MASK) or bool(pferr & PFERR_USER and not access & ACC_USER_MASK)
+    if pferr & PFERR_USER:
+        return not access & ACC_USER_MASK or bool(pferr & PFERR_WRITE and not access & ACC_WRITE_MASK)
+    if access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP and vcpu.smap_active:
+        return True
+    return bool(pferr & PFERR_WRITE and not access & ACC_WRITE_MASK and vcpu.cr0 & CR0_WP)
+
+
+def _walk_error(vcpu: Vcpu, pferr: int, cause: int) -> RetPf:
+    error_code = cause | pferr & (PFERR_WRITE | PFERR_USER)
+    if pferr & PFERR_FETCH and (vcpu.efer & EFER_NX or vcpu.cr4 & CR4_SMEP):
+        error_code |= PFERR_FETCH
+    vcpu.walker.error_code = error_code
+    if kvm_mmu_walker_error.on:
+        kvm_mmu_walker_error(error_code)
+    return RetPf.GUEST
+
+
+def rsvd_bits(efer: int) -> int:
+    """Bits that must be clear in every present entry."""
+    return _RSVD_ADDR | (0 if efer & EFER_NX else PT_NX)
+
+
+def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
+    """Make a page of guest tables resident; index of its frame in ram.q, or a negative RetPf."""
+    mm = vcpu.kvm.mm
+    result = read_user_u64(mm, Hva(vpn << PAGE_SHIFT))
+    if isinstance(result, VmFault):
+        return RetPf.ENOMEM if result & VmFault.OOM else RetPf.EFAULT
+    return mm.tlb[vpn]
+
+
+def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
+    """Set A in every entry used and D in the leaf of a write, by compare-and-exchange."""
+    walker = vcpu.walker
+    for level in range(4, walker.level - 1, -1):
+        old = walker.ptes[level]
+        new = old | PT_ACCESSED
+        if level == walker.level and pferr & PFERR_WRITE:
+            new |= PT_DIRTY
+        if new == old:
+            continue
+        gpa = Gpa(walker.table_gfn[level] << PAGE_SHIFT | (gva >> (3 + 9 * level) & 511) << 3)
+        slot = vcpu.kvm.memslots.find(walker.table_gfn[level])
+        assert slot is not None, "the walk has just read this table"
+        hva = Hva(slot.vpn(walker.table_gfn[level]) << PAGE_SHIFT | gpa & 0xFFF)
+        done = cmpxchg_user_u64(vcpu.kvm.mm, hva, old, new)
+        if isinstance(done, VmFault):
+            return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
+        if not done:
+            return RetPf.RETRY
+        if kvm_mmu_set_accessed_bit.on and not old & PT_ACCESSED:
+            kvm_mmu_set_accessed_bit(gpa)
+        if kvm_mmu_set_dirty_bit.on and new & ~old & PT_DIRTY:
+            kvm_mmu_set_dirty_bit(gpa)
+        walker.ptes[level] = new
+    return RetPf.CONTINUE
+
+
+def protect_clean_gpte(walker: GuestWalker) -> int:
+    """Rights for a shadow of the leaf that notices the first store: no W while the guest's D is clear."""
+    if walker.ptes[walker.level] & PT_DIRTY or not walker.pte_access & PT_WRITABLE:
+        return walker.pte_access
+    return walker.pte_access & ~ACC_WRITE_MASK

@@ -1,0 +1,281 @@
+"""The spte fault: from the CPU's failed walk to a present spte (mmu.c and paging_tmpl.h, FNAME(page_fault)).
+
+    walk the guest's tables -> memslot -> sample mmu_invalidate_seq -> get_user_pages -> mmu_lock
+        -> still valid? -> build the levels of the shadow table (fetch) -> leaf spte, rmap
+
+The order of the sample and the host page table read, and the check under mmu_lock, are the retry protocol
+(invariants I10-I15).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...addr import PAGE_SHIFT, Gfn, Gva, Pfn, Vpn
+from ...events import kvm_faultin_pfn, kvm_mmu_seq_sample, kvm_mmu_set_spte, kvm_mmu_spte_requested, spte_change
+from ...mm.fault import VmFault
+from ...mm.gup import get_user_page, get_user_page_fast
+from ...mm.page_alloc import put_page
+from ...x86 import (
+    CR0_WP,
+    CR4_SMEP,
+    PFERR_PRESENT,
+    PFERR_USER,
+    PFERR_WRITE,
+    PT_ADDR_MASK,
+)
+from .guest_walker import protect_clean_gpte, walk_addr
+from .rmap import drop_spte, rmap_add
+from .role import pack_role
+from .shadow import (
+    CACHE_OBJECTS,
+    KVM_MIN_FREE_MMU_PAGES,
+    KvmMmuPage,
+    kvm_mmu_get_shadow_page,
+    link_shadow_page,
+    make_mmu_pages_available,
+    mmu_page_zap_pte,
+    mmu_topup_memory_caches,
+)
+from .spte import (
+    ACC_EXEC_MASK,
+    ACC_USER_MASK,
+    ACC_WRITE_MASK,
+    SPTE_MMU_PRESENT,
+    SPTE_MMU_WRITABLE,
+    RetPf,
+    make_spte,
+)
+
+if TYPE_CHECKING:
+    from ...mm.page_alloc import Page
+    from ..memslot import MemSlot
+    from ..vcpu import Vcpu
+    from ..vm import Kvm
+
+
+class KvmPageFault:
+    """One fault on its way (struct kvm_page_fault); a vCPU reuses one record."""
+
+    __slots__ = ("access", "addr", "error_code", "gfn", "map_writable", "mmu_seq", "page", "slot")
+
+    addr: Gva
+    error_code: int
+    access: int
+    """Rights the leaf is to get, as ACC_*."""
+    gfn: Gfn
+    slot: MemSlot
+    page: Page
+    map_writable: bool
+    mmu_seq: int
+
+
+def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
+    """Handle the CPU's page fault at `gva` (hardware error code: P, W, U, F).
+
+    FIXED, SPURIOUS or RETRY: run the instruction again. WRITE_PROTECTED: the store must be emulated. GUEST: inject
+    #PF(vcpu.walker.error_code). INVALID: no memory behind the gfn. ENOMEM/EFAULT: the host failed.
+    """
+    stat = vcpu.stat
+    stat.pf_taken += 1
+    ret = walk_addr(vcpu, gva, error_code & ~PFERR_PRESENT)
+    if ret != RetPf.CONTINUE:
+        return ret
+    walker = vcpu.walker
+    gfn = walker.gfn
+    slot = vcpu.slot
+    if not slot.base_gfn <= gfn < slot.end_gfn:
+        found = vcpu.kvm.memslots.find(gfn)
+        if found is None:
+            return RetPf.INVALID
+        slot = vcpu.slot = found
+    if error_code & PFERR_WRITE and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:
+        stat.pf_emulate += 1
+        return RetPf.WRITE_PROTECTED
+    fault = vcpu.fault
+    fault.addr = gva
+    fault.error_code = error_code
+    fault.gfn = gfn
+    fault.slot = slot
+    fault.access = walker.pte_access if error_code & PFERR_WRITE else protect_clean_gpte(walker)
+    if error_code & PFERR_WRITE and not fault.access & ACC_WRITE_MASK:
+        fault.access = _cr0_wp_clear_access(vcpu, fault.access)
+    ret = _map(vcpu, fault)
+    if ret == RetPf.FIXED:
+        stat.pf_fixed += 1
+    elif ret == RetPf.SPURIOUS:
+        stat.pf_spurious += 1
+    elif ret == RetPf.WRITE_PROTECTED:
+        stat.pf_emulate += 1
+    return ret
+
+
+def _cr0_wp_clear_access(vcpu: Vcpu, access: int) -> int:
+    """A supervisor store to a read-only page with CR0.WP = 0: the spte gets W and loses U (and X, under SMEP)."""
+    if vcpu.cr0 & CR0_WP or vcpu.fault.error_code & PFERR_USER:
+        return access
+    access = (access | ACC_WRITE_MASK) & ~ACC_USER_MASK
+    if vcpu.cr4 & CR4_SMEP:
+        access &= ~ACC_EXEC_MASK
+    return access
+
+
+def _map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
+    """Get the frame, then install the spte under mmu_lock if nothing was invalidated meanwhile."""
+    kvm = vcpu.kvm
+    if len(vcpu.mmu_shadow_page_cache) < CACHE_OBJECTS and not mmu_topup_memory_caches(vcpu):
+        return RetPf.ENOMEM
+    ret = kvm_mmu_faultin_pfn(vcpu, fault)
+    if ret != RetPf.CONTINUE:
+        return ret
+    kvm.mmu_lock.acquire()
+    if is_page_fault_stale(vcpu, fault):
+        ret = RetPf.RETRY
+    elif kvm.n_max_mmu_pages - len(kvm.active_mmu_pages) < KVM_MIN_FREE_MMU_PAGES and not make_mmu_pages_available(
+        vcpu
+    ):
+        ret = RetPf.ENOMEM
+    else:
+        ret = fetch(vcpu, fault)
+    kvm.mmu_lock.release()
+    put_page(kvm.mm.host, fault.page)
+    return ret
+
+
+def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
+    """Sample the invalidation sequence, then get a reference on the frame behind the gfn (__kvm_faultin_pfn).
+
+    A read fault on an entry that allows writing asks for a writable frame first, so that the store to come needs
+    no second fault.
+    """
+    kvm = vcpu.kvm
+    fault.mmu_seq = kvm.mmu_invalidate_seq
+    if kvm_mmu_seq_sample.on:
+        kvm_mmu_seq_sample(vcpu.id, fault.gfn, fault.mmu_seq)
+    vpn = Vpn(fault.gfn + fault.slot.vpn_delta)
+    write = bool(fault.error_code & PFERR_WRITE)
+    page: Page | VmFault | None = None
+    fault.map_writable = False
+    if fault.access & ACC_WRITE_MASK:
+        page = get_user_page_fast(kvm.mm, vpn, True)
+        fault.map_writable = page is not None
+    if page is None:
+        page = get_user_page(kvm.mm, vpn, write)
+        if isinstance(page, VmFault):
+            return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+        fault.map_writable = write
+    fault.page = page
+    if kvm_faultin_pfn.on:
+        kvm_faultin_pfn(vcpu.id, fault.gfn, page.pfn, write)
+    return RetPf.CONTINUE
+
+
+def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
+    """Under mmu_lock: whether the frame may have been taken away, or the root, since the fault began."""
+    kvm = vcpu.kvm
+    if vcpu.root is None or vcpu.root.invalid:
+        return True
+    return mmu_invalidate_retry_gfn(kvm, fault.mmu_seq, fault.gfn)
+
+
+def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: Gfn) -> bool:
+    """An invalidation of this gfn is in progress, or one has ended since `mmu_seq` was sampled."""
+    if (
+        kvm.mmu_invalidate_in_progress
+        and kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end
+    ):
+        return True
+    return kvm.mmu_invalidate_seq != mmu_seq
+
+
+def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
+    """Build the shadow levels down to 4 KiB and set the leaf (FNAME(fetch)). Under mmu_lock.
+
+    An existing child is reused only if it shadows the very table, with the very rights, of the walk just made.
+    """
+    kvm = vcpu.kvm
+    walker = vcpu.walker
+    gva = fault.addr
+    sp = vcpu.root
+    assert sp is not None, "is_page_fault_stale has seen a root"
+    for level in (3, 2, 1):
+        sptep = sp.q + (gva >> 12 + 9 * level & 511)
+        spte = kvm.q[sptep]
+        direct = level < walker.level
+        if direct:
+            table_gfn = Gfn(walker.gfn & -1 << 9 * level)
+            access = fault.access
+        else:
+            table_gfn = walker.table_gfn[level]
+            access = walker.access_to[level]
+        child = kvm.sp_by_pfn[Pfn((spte & PT_ADDR_MASK) >> PAGE_SHIFT)] if spte & SPTE_MMU_PRESENT else None
+        if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
+            child = _get_child_sp(vcpu, sp, sptep, table_gfn, pack_role(vcpu.cpu_role, level, access, direct))
+            if not direct and gpte_changed(vcpu, level):
+                return RetPf.RETRY
+            link_shadow_page(kvm, sptep, child)
+        child.write_flooding_count = 0
+        sp = child
+    if gpte_changed(vcpu, walker.level):
+        return RetPf.RETRY
+    return mmu_set_spte(vcpu, fault, sp)
+
+
+def _get_child_sp(vcpu: Vcpu, parent: KvmMmuPage, sptep: int, table_gfn: Gfn, role: int) -> KvmMmuPage:
+    """kvm_mmu_get_child_sp(): the page to link at `sptep`, which is emptied first if it links another."""
+    kvm = vcpu.kvm
+    if mmu_page_zap_pte(kvm, parent, sptep & 511):
+        kvm.flush_remote_tlbs()
+    return kvm_mmu_get_shadow_page(vcpu, table_gfn, role)[0]
+
+
+def gpte_changed(vcpu: Vcpu, level: int) -> bool:
+    """Whether the guest entry of `level` differs from what the walk read, or its page has gone meanwhile."""
+    walker = vcpu.walker
+    table_gfn = walker.table_gfn[level]
+    slot = vcpu.slot
+    if not slot.base_gfn <= table_gfn < slot.end_gfn:
+        found = vcpu.kvm.memslots.find(table_gfn)
+        if found is None:
+            return True
+        slot = found
+    base = vcpu.kvm.mm.tlb.get(Vpn(table_gfn + slot.vpn_delta))
+    if base is None:
+        return True
+    index = vcpu.fault.addr >> 3 + 9 * level & 511
+    return vcpu.kvm.q[base + index] != walker.ptes[level]
+
+
+def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
+    """Set the leaf in `sp`, a level 1 shadow page, and enter it in the rmap. A pfn never changes in place (I19)."""
+    kvm = vcpu.kvm
+    q = kvm.q
+    gfn = fault.gfn
+    pfn = fault.page.pfn
+    index = fault.addr >> PAGE_SHIFT & 511
+    sptep = sp.q + index
+    old = q[sptep]
+    if kvm_mmu_spte_requested.on:
+        kvm_mmu_spte_requested(gfn, pfn, 1)
+    if old & SPTE_MMU_PRESENT and ((old & PT_ADDR_MASK) >> PAGE_SHIFT != pfn or sp.gfn_of(index) != gfn):
+        drop_spte(kvm, sptep)
+        kvm.flush_remote_tlbs()
+        old = 0
+    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable)
+    wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
+    if spte == old:
+        return RetPf.WRITE_PROTECTED if wrprot else RetPf.SPURIOUS
+    if sp.gfns:
+        sp.gfns[index] = gfn
+    if spte_change.on:
+        spte_change(sptep * 8, old, spte)
+    q[sptep] = spte
+    if old & SPTE_MMU_WRITABLE and not spte & SPTE_MMU_WRITABLE:
+        kvm.flush_remote_tlbs()
+    if not old & SPTE_MMU_PRESENT:
+        kvm.stat.pages_4k += 1
+        if rmap_add(kvm, fault.slot, gfn, sptep):
+            kvm.flush_remote_tlbs()
+    if kvm_mmu_set_spte.on:
+        kvm_mmu_set_spte(gfn, spte, sptep * 8, 1)
+    return RetPf.WRITE_PROTECTED if wrprot else RetPf.FIXED

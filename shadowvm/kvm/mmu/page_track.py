@@ -1,0 +1,48 @@
+"""Write tracking: guest frames that hold shadowed page tables are never writable to the guest (page_track.c).
+
+The first shadow page of a gfn takes write access from every spte that maps it; the fault that a later store takes
+is emulated, and what it changed is zapped (pte_write.py) before the guest can use it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...addr import Gfn
+from .rmap import rmap_write_protect
+
+if TYPE_CHECKING:
+    from ..memslot import MemSlot
+    from ..vm import Kvm
+    from .shadow import KvmMmuPage
+
+
+def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """Track the gfn of a new shadow page and write-protect it."""
+    slot = kvm.memslots.find(sp.gfn)
+    if slot is None:
+        return
+    kvm_slot_page_track_add_page(slot, sp.gfn)
+    if rmap_write_protect(kvm, slot, sp.gfn):
+        kvm.flush_remote_tlbs()
+
+
+def unaccount_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """Stop tracking for one shadow page."""
+    slot = kvm.memslots.find(sp.gfn)
+    if slot is not None:
+        kvm_slot_page_track_remove_page(slot, sp.gfn)
+
+
+def kvm_slot_page_track_add_page(slot: MemSlot, gfn: Gfn) -> None:
+    """One more shadow page shadows `gfn`."""
+    slot.gfn_write_track[gfn] = slot.gfn_write_track.get(gfn, 0) + 1
+
+
+def kvm_slot_page_track_remove_page(slot: MemSlot, gfn: Gfn) -> None:
+    """One shadow page less shadows `gfn`."""
+    count = slot.gfn_write_track[gfn] - 1
+    if count:
+        slot.gfn_write_track[gfn] = count
+    else:
+        del slot.gfn_write_track[gfn]

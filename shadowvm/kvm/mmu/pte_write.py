@@ -1,0 +1,65 @@
+"""Writes to shadowed guest page tables: zap what stood behind the entries (kvm_mmu_track_write of mmu.c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...addr import PAGE_SHIFT, Gfn, Gpa
+from .shadow import KvmMmuPage, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, mmu_page_zap_pte
+
+if TYPE_CHECKING:
+    from ..vm import Kvm
+
+WRITE_FLOODING_LIMIT = 3
+
+
+def kvm_mmu_track_write(kvm: Kvm, gpa: Gpa, length: int) -> None:
+    """The guest wrote `length` bytes at `gpa`, inside one page. The caller holds mmu_lock.
+
+    A page that is written often without being walked, or by parts of entries, is probably no page table any more:
+    its shadow goes as a whole and the guest may write it freely.
+    """
+    kvm.stat.mmu_pte_write += 1
+    invalid_list: list[KvmMmuPage] = []
+    flush = False
+    first, last = (gpa & 0xFFF) >> 3, ((gpa & 0xFFF) + length - 1) >> 3
+    for sp in list(kvm.page_hash.get(Gfn(gpa >> PAGE_SHIFT), ())):
+        if sp.direct:
+            continue
+        if _detect_write_misaligned(gpa, length) or _detect_write_flooding(sp):
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+            kvm.stat.mmu_flooded += 1
+            continue
+        for index in range(first, last + 1):
+            if mmu_page_zap_pte(kvm, sp, index):
+                flush = True
+                kvm.stat.mmu_pde_zapped += sp.level > 1
+    if invalid_list:
+        kvm_mmu_commit_zap_page(kvm, invalid_list)
+    elif flush:
+        kvm.flush_remote_tlbs()
+
+
+def kvm_mmu_unprotect_gfn(kvm: Kvm, gfn: Gfn) -> None:
+    """Stop shadowing a page that the guest uses for something else, so that it can be written freely."""
+    kvm.mmu_lock.acquire()
+    invalid_list: list[KvmMmuPage] = []
+    for sp in list(kvm.page_hash.get(gfn, ())):
+        if not sp.direct:
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+    kvm.mmu_lock.release()
+
+
+def _detect_write_flooding(sp: KvmMmuPage) -> bool:
+    if sp.root_count:
+        return False
+    sp.write_flooding_count += 1
+    return sp.write_flooding_count >= WRITE_FLOODING_LIMIT
+
+
+def _detect_write_misaligned(gpa: Gpa, length: int) -> bool:
+    offset = gpa & 0xFFF
+    if not offset & 7 and length == 1:
+        return False  # status bits are often set by a byte instruction
+    return bool((offset ^ (offset + length - 1)) & ~7) or length < 4

@@ -1,0 +1,112 @@
+"""Reverse map: from a guest frame to the leaf sptes that map it (__rmap_add and pte_list_* of mmu.c).
+
+Each present leaf spte stands in exactly one list, that of the gfn its shadow page gives for it. A list of one is
+a bare int; most are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from ...addr import Gfn
+from ...errors import ModelBug
+from ...x86 import PT_ACCESSED, PT_WRITABLE
+from .spte import SPTE_MMU_WRITABLE, mmu_spte_clear, mmu_spte_set
+
+if TYPE_CHECKING:
+    from ..memslot import MemSlot
+    from ..vm import Kvm
+
+RMAP_RECYCLE_THRESHOLD = 1000
+
+
+def rmap_add(kvm: Kvm, slot: MemSlot, gfn: Gfn, sptep: int) -> bool:
+    """Enter a new leaf spte. True if the list had grown too long and was zapped: the caller must flush."""
+    rmap = slot.rmap
+    head = rmap.get(gfn)
+    if head is None:
+        rmap[gfn] = sptep
+        return False
+    if type(head) is int:
+        rmap[gfn] = [head, sptep]
+        return False
+    assert type(head) is list
+    head.append(sptep)
+    kvm.stat.max_mmu_rmap_size = max(kvm.stat.max_mmu_rmap_size, len(head))
+    if len(head) > RMAP_RECYCLE_THRESHOLD:
+        return kvm_zap_rmap(kvm, slot, gfn)
+    return False
+
+
+def rmap_remove(slot: MemSlot, gfn: Gfn, sptep: int) -> None:
+    """Take a leaf spte out of its list; ModelBug if it is not there."""
+    head = slot.rmap.get(gfn)
+    if head == sptep:
+        del slot.rmap[gfn]
+    elif type(head) is list and sptep in head:
+        head.remove(sptep)
+        if not head:
+            del slot.rmap[gfn]
+    else:
+        raise ModelBug(f"rmap_remove: spte at {sptep * 8:#x} is not in the list of gfn {gfn:#x}")
+
+
+def rmap_sptes(slot: MemSlot, gfn: Gfn) -> Iterator[int]:
+    """The sptes that map a gfn; the list may change while the caller iterates."""
+    head = slot.rmap.get(gfn)
+    if head is None:
+        return iter(())
+    return iter((head,) if type(head) is int else tuple(head))  # type: ignore[arg-type]
+
+
+def drop_spte(kvm: Kvm, sptep: int) -> int:
+    """Clear a present leaf and leave its rmap list; returns the old entry. The caller flushes."""
+    sp = kvm.sp_by_pfn[sptep >> 9]
+    gfn = sp.gfn_of(sptep & 511)
+    old = mmu_spte_clear(kvm, sptep)
+    slot = kvm.memslots.find(gfn)
+    if slot is None:
+        raise ModelBug(f"drop_spte: gfn {gfn:#x} has no memslot")
+    rmap_remove(slot, gfn, sptep)
+    kvm.stat.pages_4k -= 1
+    return old
+
+
+def kvm_zap_rmap(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:
+    """Zap every spte of a gfn. True if there was one: the caller flushes before it drops mmu_lock."""
+    head = slot.rmap.pop(gfn, None)
+    if head is None:
+        return False
+    if type(head) is int:
+        mmu_spte_clear(kvm, head)
+        kvm.stat.pages_4k -= 1
+        return True
+    assert type(head) is list
+    for sptep in head:
+        mmu_spte_clear(kvm, sptep)
+    kvm.stat.pages_4k -= len(head)
+    return True
+
+
+def rmap_write_protect(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:
+    """Take W and MMU_WRITABLE from every spte of a gfn. True if one had it: the caller flushes."""
+    flush = False
+    for sptep in rmap_sptes(slot, gfn):
+        spte = kvm.q[sptep]
+        if spte & (PT_WRITABLE | SPTE_MMU_WRITABLE):
+            mmu_spte_set(kvm, sptep, spte & ~(PT_WRITABLE | SPTE_MMU_WRITABLE))
+            flush = True
+    return flush
+
+
+def kvm_rmap_age(kvm: Kvm, slot: MemSlot, gfn: Gfn, *, clear: bool) -> bool:
+    """Whether any spte of a gfn was used since its A bit was last cleared; `clear` clears it."""
+    young = False
+    for sptep in rmap_sptes(slot, gfn):
+        spte = kvm.q[sptep]
+        if spte & PT_ACCESSED:
+            young = True
+            if clear:
+                mmu_spte_set(kvm, sptep, spte & ~PT_ACCESSED)
+    return young

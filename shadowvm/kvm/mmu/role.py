@@ -1,0 +1,69 @@
+"""Page roles: what, besides the gfn, tells shadow pages apart (union kvm_mmu_page_role).
+
+A role is an int of packed fields, so that it compares and hashes at once. The CPU's part (`cpu_role`) holds the
+control bits that change what a guest entry means.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ...x86 import CR0_WP, CR4_SMAP, CR4_SMEP, EFER_NX
+from .spte import ACC_ALL
+
+_LEVEL, _DIRECT, _ACCESS = 0, 4, 5
+_EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP, _INVALID = 8, 9, 10, 11, 12
+
+ROLE_CPU_MASK = 1 << _EFER_NX | 1 << _CR0_WP | 1 << _SMEP_ANDNOT_WP | 1 << _SMAP_ANDNOT_WP
+
+
+class Role(NamedTuple):
+    """The fields of a packed role."""
+
+    level: int
+    direct: bool
+    access: int
+    efer_nx: bool
+    cr0_wp: bool
+    smep_andnot_wp: bool
+    smap_andnot_wp: bool
+
+
+def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int) -> int:
+    """The CPU's part of a role of a 4-level guest."""
+    role = 0
+    if efer & EFER_NX:
+        role |= 1 << _EFER_NX
+    if cr0 & CR0_WP:
+        return role | 1 << _CR0_WP
+    if cr4 & CR4_SMEP:
+        role |= 1 << _SMEP_ANDNOT_WP
+    if cr4 & CR4_SMAP:
+        role |= 1 << _SMAP_ANDNOT_WP
+    return role
+
+
+def pack_role(cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = False) -> int:
+    """The role of a shadow page of `level` reached with `access`."""
+    return cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT
+
+
+def unpack_role(role: int) -> Role:
+    """The fields of `role`."""
+    return Role(
+        role >> _LEVEL & 15,
+        bool(role >> _DIRECT & 1),
+        role >> _ACCESS & 7,
+        bool(role >> _EFER_NX & 1),
+        bool(role >> _CR0_WP & 1),
+        bool(role >> _SMEP_ANDNOT_WP & 1),
+        bool(role >> _SMAP_ANDNOT_WP & 1),
+    )
+
+
+def role_text(role: int) -> str:
+    """A role as the kvm_mmu_get_page tracepoint prints it, such as `l1 8-byte q0 wux nxe ad`."""
+    fields = unpack_role(role)
+    rights = ("w" if fields.access & 2 else "-") + ("u" if fields.access & 4 else "-") + "-x"[fields.access & 1]
+    direct = " direct" if fields.direct else ""
+    return f"l{fields.level} 8-byte q0{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad"

@@ -1,0 +1,243 @@
+"""Shadow pages: their life from allocation to zap (struct kvm_mmu_page and its functions in mmu.c).
+
+A shadow page stands for one guest page table (or, if `direct`, for a piece of a large guest page) under one role.
+It lives in a frame of host RAM that the CPU's walker reads. While it lives, the guest table it shadows is
+write-tracked. All of this runs under kvm.mmu_lock, but for topping up the caches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...addr import Gfn, Pfn
+from ...errors import ModelBug
+from ...mm.page_alloc import put_page
+from ... import events
+from ...x86 import PT_PAGE_SIZE
+from .page_track import account_shadowed, unaccount_shadowed
+from .rmap import drop_spte
+from .role import role_text, unpack_role
+from .spte import SPTE_MMU_PRESENT, make_nonleaf_spte, mmu_spte_clear, mmu_spte_set, spte_pfn
+
+if TYPE_CHECKING:
+    from ...mm.page_alloc import Page
+    from ..vcpu import Vcpu
+    from ..vm import Kvm
+
+KVM_MIN_ALLOC_MMU_PAGES = 64
+KVM_MMU_PAGES_DIVISOR = 50
+KVM_MIN_FREE_MMU_PAGES = 5
+KVM_REFILL_PAGES = 25
+PT64_ROOT_LEVEL = 4
+CACHE_OBJECTS = 8
+"""Shadow pages that one fault may need: three levels below the root for the guest's tables, and direct ones."""
+
+
+class KvmMmuPage:
+    """One shadow page.
+
+    q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of an indirect
+    leaf table only (direct pages compute it). root_count: vCPU roots that use it.
+    """
+
+    __slots__ = (
+        "access",
+        "direct",
+        "gfn",
+        "gfns",
+        "invalid",
+        "level",
+        "page",
+        "parent_ptes",
+        "pfn",
+        "q",
+        "role",
+        "root_count",
+        "write_flooding_count",
+    )
+
+    def __init__(self, page: Page, gfn: Gfn, role: int) -> None:
+        fields = unpack_role(role)
+        self.page = page
+        self.pfn: Pfn = page.pfn
+        self.q = page.pfn << 9
+        self.gfn = gfn
+        self.role = role
+        self.level = fields.level
+        self.direct = fields.direct
+        self.access = fields.access
+        self.gfns: list[Gfn] = [] if fields.direct or fields.level > 1 else [gfn] * 512
+        self.parent_ptes: dict[int, None] = {}
+        self.root_count = 0
+        self.write_flooding_count = 0
+        self.invalid = False
+
+    def gfn_of(self, index: int) -> Gfn:
+        """The guest frame that entry `index` maps or begins at: kvm_mmu_page_get_gfn()."""
+        if self.gfns:
+            return self.gfns[index]
+        return Gfn(self.gfn + (index << 9 * (self.level - 1)))
+
+
+def mmu_topup_memory_caches(vcpu: Vcpu) -> bool:
+    """Have pages at hand before mmu_lock is taken, since allocation may reclaim. False: out of memory."""
+    cache = vcpu.mmu_shadow_page_cache
+    host = vcpu.kvm.mm.host
+    while len(cache) < CACHE_OBJECTS:
+        page = host.alloc_page()
+        if page is None:
+            return False
+        cache.append(page)
+    return True
+
+
+def kvm_mmu_get_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> tuple[KvmMmuPage, bool]:
+    """The shadow page of (gfn, role), and whether it was made just now."""
+    kvm = vcpu.kvm
+    for sp in kvm.page_hash.get(gfn, ()):
+        if sp.role == role and not sp.invalid:
+            created = False
+            break
+    else:
+        sp = _alloc_shadow_page(vcpu, gfn, role)
+        created = True
+    if events.kvm_mmu_get_page.on:
+        events.kvm_mmu_get_page(0, gfn, role_text(role), sp.root_count, False, created)
+    return sp, created
+
+
+def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
+    kvm = vcpu.kvm
+    kvm.stat.mmu_cache_miss += 1
+    page = vcpu.mmu_shadow_page_cache.pop()
+    kvm.mm.host.ram.zero_page(page.pfn)
+    sp = KvmMmuPage(page, gfn, role)
+    page.private = sp
+    kvm.mm.host.vmstat.nr_sec_page_table_pages += 1
+    kvm.sp_by_pfn[sp.pfn] = sp
+    kvm.active_mmu_pages[sp.pfn] = sp
+    bucket = kvm.page_hash.setdefault(gfn, [])
+    bucket.append(sp)
+    if not sp.direct:
+        account_shadowed(kvm, sp)
+    return sp
+
+
+def link_shadow_page(kvm: Kvm, sptep: int, sp: KvmMmuPage) -> None:
+    """Point an empty entry at a lower shadow page."""
+    sp.parent_ptes[sptep] = None
+    mmu_spte_set(kvm, sptep, make_nonleaf_spte(sp.pfn))
+
+
+def mmu_page_zap_pte(kvm: Kvm, sp: KvmMmuPage, index: int) -> bool:
+    """Clear one entry of a shadow page, leaf or link. True if it was present: the caller flushes."""
+    sptep = sp.q + index
+    spte = kvm.q[sptep]
+    if not spte & SPTE_MMU_PRESENT:
+        return False
+    if sp.level == 1 or spte & PT_PAGE_SIZE:
+        drop_spte(kvm, sptep)
+    else:
+        child = kvm.sp_by_pfn[spte_pfn(spte)]
+        del child.parent_ptes[sptep]
+        mmu_spte_clear(kvm, sptep)
+    return True
+
+
+def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmuPage]) -> bool:
+    """Unlink a shadow page; it is freed by kvm_mmu_commit_zap_page(), after a flush.
+
+    A root in use stays allocated, marked invalid, until every vCPU has dropped it. Returns whether it was listed.
+    """
+    if events.kvm_mmu_prepare_zap_page.on:
+        events.kvm_mmu_prepare_zap_page(0, sp.gfn, role_text(sp.role), sp.root_count, False)
+    if sp.invalid:
+        return False
+    kvm.stat.mmu_shadow_zapped += 1
+    for index in range(512):
+        if kvm.q[sp.q + index]:
+            mmu_page_zap_pte(kvm, sp, index)
+    for sptep in sp.parent_ptes:
+        mmu_spte_clear(kvm, sptep)
+    sp.parent_ptes.clear()
+    if not sp.direct:
+        unaccount_shadowed(kvm, sp)
+    del kvm.active_mmu_pages[sp.pfn]
+    _unhash(kvm, sp)
+    sp.invalid = True
+    if sp.root_count:
+        kvm.request_free_obsolete_roots()
+        return False
+    invalid_list.append(sp)
+    return True
+
+
+def _unhash(kvm: Kvm, sp: KvmMmuPage) -> None:
+    bucket = kvm.page_hash[sp.gfn]
+    bucket.remove(sp)
+    if not bucket:
+        del kvm.page_hash[sp.gfn]
+
+
+def kvm_mmu_commit_zap_page(kvm: Kvm, invalid_list: list[KvmMmuPage]) -> None:
+    """Flush every TLB, then free the shadow pages of a list (invariant I18)."""
+    if not invalid_list:
+        return
+    kvm.flush_remote_tlbs()
+    for sp in invalid_list:
+        kvm_mmu_free_shadow_page(kvm, sp)
+    invalid_list.clear()
+
+
+def kvm_mmu_free_shadow_page(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """Give a zapped shadow page's frame back to the host."""
+    if not sp.invalid or sp.root_count or sp.parent_ptes:
+        raise ModelBug(f"shadow page of gfn {sp.gfn:#x} freed while in use")
+    host = kvm.mm.host
+    del kvm.sp_by_pfn[sp.pfn]
+    host.vmstat.nr_sec_page_table_pages -= 1
+    sp.page.private = None
+    put_page(host, sp.page)
+
+
+def make_mmu_pages_available(vcpu: Vcpu) -> bool:
+    """Recycle the oldest shadow pages when the limit is near. False: all are roots in use."""
+    kvm = vcpu.kvm
+    available = kvm.n_max_mmu_pages - len(kvm.active_mmu_pages)
+    if available >= KVM_MIN_FREE_MMU_PAGES:
+        return True
+    kvm_mmu_zap_oldest_mmu_pages(kvm, KVM_REFILL_PAGES - available)
+    return kvm.n_max_mmu_pages > len(kvm.active_mmu_pages)
+
+
+def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
+    """Zap from the front of the FIFO, sparing roots in use; returns how many went."""
+    victims = []
+    for sp in kvm.active_mmu_pages.values():
+        if not sp.root_count:
+            victims.append(sp)
+            if len(victims) == nr_to_zap:
+                break
+    invalid_list: list[KvmMmuPage] = []
+    for sp in victims:
+        kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    kvm.stat.mmu_recycled += len(invalid_list)
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+    return len(victims)
+
+
+def kvm_mmu_zap_all(kvm: Kvm) -> None:
+    """Zap every shadow page (kvm_arch_flush_shadow_all)."""
+    invalid_list: list[KvmMmuPage] = []
+    for sp in list(kvm.active_mmu_pages.values()):
+        kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+
+
+def validate_shadow_page(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """ModelBug unless the page is where its kind must be: lists, hash, parents (invariants I22, I35)."""
+    if kvm.sp_by_pfn.get(sp.pfn) is not sp or sp not in kvm.page_hash.get(sp.gfn, ()):
+        raise ModelBug(f"shadow page of gfn {sp.gfn:#x} is not on its lists")
+    for sptep in sp.parent_ptes:
+        if spte_pfn(kvm.q[sptep]) != sp.pfn:
+            raise ModelBug(f"parent entry {sptep * 8:#x} of shadow page gfn {sp.gfn:#x} points elsewhere")

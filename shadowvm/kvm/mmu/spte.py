@@ -1,0 +1,100 @@
+"""Shadow page table entries: their bits and how one is made (arch/x86/kvm/mmu/spte.c).
+
+An spte is a real x86 entry, read by the CPU's walker. Bits 9-11, which the CPU ignores, carry KVM's own state.
+Legal (host-writable, mmu-writable, W) of a leaf: 111, 110, 100, 000.
+
+`sptep` is the index of the entry in `ram.q`: its hpa is `sptep * 8`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from ...addr import Gfn, Pfn
+from ...events import spte_change
+from ...x86 import PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+
+if TYPE_CHECKING:
+    from ..memslot import MemSlot
+    from ..vm import Kvm
+
+SPTE_HOST_WRITABLE = 1 << 9
+SPTE_MMU_WRITABLE = 1 << 10
+SPTE_MMU_PRESENT = 1 << 11
+
+ACC_EXEC_MASK = 1
+ACC_WRITE_MASK = PT_WRITABLE
+ACC_USER_MASK = PT_USER
+ACC_ALL = ACC_EXEC_MASK | ACC_WRITE_MASK | ACC_USER_MASK
+
+_LEAF = PT_PRESENT | SPTE_MMU_PRESENT | PT_ACCESSED
+_WRITABLE = PT_WRITABLE | SPTE_MMU_WRITABLE | PT_DIRTY
+_NONLEAF = PT_PRESENT | SPTE_MMU_PRESENT | PT_ACCESSED | PT_WRITABLE | PT_USER
+
+
+class RetPf(IntEnum):
+    """What became of a fault (mmu_internal.h); negative values are errno of the host."""
+
+    CONTINUE = 0
+    RETRY = 1
+    EMULATE = 2
+    WRITE_PROTECTED = 3
+    INVALID = 4
+    FIXED = 5
+    SPURIOUS = 6
+    GUEST = 7
+    """The guest's own tables refuse: #PF was queued."""
+    EFAULT = -14
+    ENOMEM = -12
+
+
+def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool) -> int:
+    """A present leaf entry with `access`, less what the host pte or the shadowing of `gfn` forbids.
+
+    A gfn that backs a shadow page never gets a writable spte (mmu_try_to_unsync_pages refuses).
+    """
+    spte = pfn << 12 | _LEAF | access & ACC_USER_MASK
+    if not access & ACC_EXEC_MASK:
+        spte |= PT_NX
+    if host_writable:
+        spte |= SPTE_HOST_WRITABLE
+        if access & ACC_WRITE_MASK and gfn not in slot.gfn_write_track:
+            spte |= _WRITABLE
+    return spte
+
+
+def make_nonleaf_spte(pfn: Pfn) -> int:
+    """An entry that links a shadow page; rights are enforced at the leaf."""
+    return pfn << 12 | _NONLEAF
+
+
+def is_shadow_present(spte: int) -> bool:
+    """is_shadow_present_pte()."""
+    return bool(spte & SPTE_MMU_PRESENT)
+
+
+def is_last_spte(spte: int, level: int) -> bool:
+    """Whether a present entry maps a page instead of linking a table."""
+    return level == 1 or bool(spte & PT_PAGE_SIZE)
+
+
+def spte_pfn(spte: int) -> Pfn:
+    """The frame that an entry names."""
+    return Pfn((spte & PT_ADDR_MASK) >> 12)
+
+
+def mmu_spte_set(kvm: Kvm, sptep: int, spte: int) -> None:
+    """Store an entry. Every store to a shadow table goes through here or mmu_spte_clear()."""
+    if spte_change.on:
+        spte_change(sptep * 8, kvm.q[sptep], spte)
+    kvm.q[sptep] = spte
+
+
+def mmu_spte_clear(kvm: Kvm, sptep: int) -> int:
+    """Make an entry non-present; returns what stood there."""
+    old = kvm.q[sptep]
+    if spte_change.on:
+        spte_change(sptep * 8, old, 0)
+    kvm.q[sptep] = 0
+    return old

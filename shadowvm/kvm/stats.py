@@ -1,0 +1,86 @@
+"""Counters of KVM, under the names that kvm_stat shows (virt/kvm/kvm_main.c, arch/x86/kvm/x86.c).
+
+They are incremented in place by the transition they count; `as_dict` sums a VM's and its vCPUs'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class _Counters:
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+
+class VmStat(_Counters):
+    """struct kvm_vm_stat."""
+
+    __slots__ = (
+        "max_mmu_page_hash_collisions",
+        "max_mmu_rmap_size",
+        "mmu_cache_miss",
+        "mmu_flooded",
+        "mmu_pde_zapped",
+        "mmu_pte_write",
+        "mmu_recycled",
+        "mmu_shadow_zapped",
+        "pages_4k",
+        "remote_tlb_flush",
+        "remote_tlb_flush_requests",
+    )
+    max_mmu_page_hash_collisions: int
+    max_mmu_rmap_size: int
+    mmu_cache_miss: int
+    mmu_flooded: int
+    mmu_pde_zapped: int
+    mmu_pte_write: int
+    mmu_recycled: int
+    mmu_shadow_zapped: int
+    pages_4k: int
+    remote_tlb_flush: int
+    remote_tlb_flush_requests: int
+
+
+class VcpuStat(_Counters):
+    """struct kvm_vcpu_stat. `pf_taken` counts handler runs, of which at most one outcome counts each."""
+
+    __slots__ = (
+        "exits",
+        "halt_exits",
+        "insn_emulation",
+        "insn_emulation_fail",
+        "io_exits",
+        "pf_emulate",
+        "pf_fixed",
+        "pf_guest",
+        "pf_spurious",
+        "pf_taken",
+        "req_event",
+        "tlb_flush",
+    )
+    exits: int
+    halt_exits: int
+    insn_emulation: int
+    insn_emulation_fail: int
+    io_exits: int
+    pf_emulate: int
+    pf_fixed: int
+    pf_guest: int
+    pf_spurious: int
+    pf_taken: int
+    req_event: int
+    tlb_flush: int
+
+
+def as_dict(vm: VmStat, vcpus: Iterable[VcpuStat]) -> dict[str, int]:
+    """All counters by name, those of vCPUs summed, sorted by name."""
+    every: list[_Counters] = [vm, *vcpus]
+    totals: dict[str, int] = {}
+    for counters in every:
+        for name in counters.__slots__:
+            totals[name] = totals.get(name, 0) + getattr(counters, name)
+    return dict(sorted(totals.items()))

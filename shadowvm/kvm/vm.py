@@ -1,0 +1,124 @@
+"""A virtual machine: memory slots, vCPUs, the shadow MMU's lists and the state of invalidation (struct kvm).
+
+Bound by mmu_lock: everything whose name begins with mmu_invalidate_, active_mmu_pages, page_hash, sp_by_pfn, the
+rmaps of the slots, and every store to a shadow table.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SHIFT, Gfn, Hva, Pfn
+from ..events import kvm_flush_remote_tlbs
+from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
+from ..sync import Lock, LockRank
+from .memslot import MemSlot, MemSlots
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, KvmMmuPage, kvm_mmu_zap_all
+from .notifier import KvmMmuNotifier
+from .stats import VmStat
+
+if TYPE_CHECKING:
+    from ..mm.mm_struct import MmStruct
+    from .vcpu import Vcpu
+
+KVM_REQ_TLB_FLUSH = 1 << 0
+KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 1
+
+
+class Kvm:
+    """One VM on the memory of `mm`.
+
+    mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
+    mmu_invalidate_range_start/_end: gfns, the union of the open ones.
+    """
+
+    __slots__ = (
+        "active_mmu_pages",
+        "memslots",
+        "mm",
+        "mmu_invalidate_in_progress",
+        "mmu_invalidate_range_end",
+        "mmu_invalidate_range_start",
+        "mmu_invalidate_seq",
+        "mmu_lock",
+        "mn_active_invalidate_count",
+        "n_max_mmu_pages",
+        "notifier",
+        "page_hash",
+        "q",
+        "sp_by_pfn",
+        "stat",
+        "vcpus",
+    )
+
+    def __init__(self, mm: MmStruct) -> None:
+        self.mm = mm
+        self.q = mm.host.ram.q
+        self.memslots = MemSlots()
+        self.vcpus: list[Vcpu] = []
+        self.stat = VmStat()
+        self.mmu_lock = Lock(mm.host.sched, "mmu_lock", LockRank.MMU_LOCK)
+        self.mmu_invalidate_seq = 0
+        self.mmu_invalidate_in_progress = 0
+        self.mmu_invalidate_range_start = Gfn(0)
+        self.mmu_invalidate_range_end = Gfn(0)
+        self.mn_active_invalidate_count = 0
+        self.active_mmu_pages: OrderedDict[Pfn, KvmMmuPage] = OrderedDict()
+        self.page_hash: dict[Gfn, list[KvmMmuPage]] = {}
+        self.sp_by_pfn: dict[Pfn, KvmMmuPage] = {}
+        self.n_max_mmu_pages = KVM_MIN_ALLOC_MMU_PAGES
+        self.notifier = KvmMmuNotifier(self)
+        mmu_notifier_register(self.notifier, mm)
+
+    def set_user_memory_region(self, slot_id: int, base_gfn: Gfn, npages: int, userspace_addr: Hva) -> MemSlot:
+        """KVM_SET_USER_MEMORY_REGION for a new slot.
+
+        The limit of shadow pages follows: slot pages / 50, at least 64, at most an eighth of the host's frames
+        (KVM has no such bound; a host of 2 MiB under a guest of 64 MiB needs one).
+        """
+        slot = MemSlot(slot_id, base_gfn, npages, userspace_addr)
+        self.memslots.insert(slot)
+        pages = sum(each.npages for each in self.memslots.slots) // KVM_MMU_PAGES_DIVISOR
+        ceiling = self.mm.host.ram.nr_frames // 8
+        self.n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, min(pages, ceiling))
+        return slot
+
+    def flush_remote_tlbs(self) -> None:
+        """kvm_flush_remote_tlbs(): every vCPU flushes before it runs another guest instruction.
+
+        No vCPU is in guest mode while host code runs, so none needs a kick; the request is served at the entry.
+        """
+        self.stat.remote_tlb_flush_requests += 1
+        told = 0
+        for vcpu in self.vcpus:
+            vcpu.requests |= KVM_REQ_TLB_FLUSH
+            told += 1
+        if told:
+            self.stat.remote_tlb_flush += 1
+        if kvm_flush_remote_tlbs.on:
+            kvm_flush_remote_tlbs(told)
+
+    def request_free_obsolete_roots(self) -> None:
+        """A root in use was zapped: every vCPU drops its invalid roots before it runs again."""
+        for vcpu in self.vcpus:
+            vcpu.requests |= KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+
+    def flush_shadow_all(self) -> None:
+        """kvm_flush_shadow_all(): the mm is going away."""
+        self.mmu_lock.acquire()
+        kvm_mmu_zap_all(self)
+        self.mmu_lock.release()
+
+    def destroy(self) -> None:
+        """kvm_destroy_vm(): leave the notifier list, then free every shadow page."""
+        mmu_notifier_unregister(self.notifier, self.mm)
+        for vcpu in self.vcpus:
+            vcpu.free_roots()
+            vcpu.free_caches()
+        self.flush_shadow_all()
+
+    def hva_of(self, gfn: Gfn) -> Hva | None:
+        """gfn_to_hva(); None where no slot is."""
+        slot = self.memslots.find(gfn)
+        return None if slot is None else Hva(slot.vpn(gfn) << PAGE_SHIFT)

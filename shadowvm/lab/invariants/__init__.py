@@ -1,0 +1,5 @@
+"""The MMU sanitizer: `--check`. See sanitizer.py."""
+
+from .sanitizer import Sanitizer
+
+__all__ = ["Sanitizer"]

@@ -1,0 +1,122 @@
+"""Laws of frames: freed only when unmapped everywhere (I4, I18), never written while free, swapped without loss."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING
+
+from ...addr import PAGE_SHIFT, Pfn
+from ...events import (
+    host_pte_change,
+    kvm_flush_remote_tlbs,
+    mm_page_alloc,
+    mm_page_free,
+    spte_change,
+    swap_readpage,
+    swap_writepage,
+)
+from ...kvm.mmu.spte import SPTE_MMU_PRESENT, spte_pfn
+from ...mm.pgtable import SWP_ENTRY
+from ...phys import POISON_PAGE
+from ...x86 import PT_ADDR_MASK, PT_PRESENT
+from .tlb import stale_tlb
+
+if TYPE_CHECKING:
+    from ...events import Tracepoint
+    from .sanitizer import Handler, Sanitizer
+    from .shadow import ShadowRules
+
+
+class FrameRules:
+    """See the module.
+
+    _written: slot -> checksum of what was last written there. _slot_of: frame -> slot of the swap entry that
+    replaced its pte. _unlinked: shadow pages that lost a link and were not flushed since.
+    """
+
+    def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
+        self.sanitizer = sanitizer
+        self.shadow = shadow
+        machine = sanitizer.machine
+        self.kvm = machine.kvm
+        self.host = machine.host
+        self.ram = machine.ram
+        self._free: set[Pfn] = {page.pfn for page in self.host.zone.free_list}
+        self._written: dict[int, int] = {}
+        self._slot_of: dict[Pfn, int] = {}
+        self._unlinked: set[Pfn] = set()
+
+    def handlers(self) -> dict[Tracepoint, Handler]:
+        """Allocation and freeing, swap I/O, and the changes that must come before."""
+        return {
+            mm_page_alloc: self._on_alloc,
+            mm_page_free: self._on_free,
+            swap_writepage: self._on_write,
+            swap_readpage: self._on_read,
+            host_pte_change: self._on_host_pte_change,
+            spte_change: self._on_spte_change,
+            kvm_flush_remote_tlbs: self._on_flush,
+        }
+
+    def finish(self) -> None:
+        """Every frame that is free now is still poisoned."""
+        for pfn in sorted(self._free):
+            self._check_poison(pfn)
+
+    def _on_alloc(self, pfn: Pfn, order: int) -> None:
+        if pfn in self._free:
+            self._check_poison(pfn)
+            self._free.discard(pfn)
+
+    def _check_poison(self, pfn: Pfn) -> None:
+        data = self.ram.read_page(pfn)
+        if data != POISON_PAGE:
+            at = next(n for n in range(len(data)) if data[n] != POISON_PAGE[n])
+            self.sanitizer.fail("POISON", f"pfn {pfn:#x} was free", f"byte {at:#x} of it is {data[at]:#04x}")
+
+    def _on_free(self, pfn: Pfn, order: int) -> None:
+        if pfn in self._free:
+            self.sanitizer.fail("FRAME", f"pfn {pfn:#x} is freed", "it is free already")
+        for sptep in self.shadow.by_pfn.get(pfn, ()):
+            spte = self.shadow.leaves[sptep].spte
+            self.sanitizer.fail("I4", f"pfn {pfn:#x} is freed", f"spte {spte:#x} at {sptep * 8:#x} maps it")
+        vcpu = stale_tlb(self.kvm.vcpus, pfn)
+        if vcpu is not None:
+            self.sanitizer.fail("I4", f"pfn {pfn:#x} is freed", f"the TLB of vcpu {vcpu.id} may map it")
+        if pfn in self.kvm.sp_by_pfn or pfn in self._unlinked:
+            self.sanitizer.fail("I18", f"shadow page {pfn:#x} is freed", "no flush followed its unlinking")
+        self._check_not_lost(pfn)
+        self._free.add(pfn)
+
+    def _check_not_lost(self, pfn: Pfn) -> None:
+        slot = self._slot_of.pop(pfn, None)
+        if slot is None or not self.host.swap.in_use(slot):
+            return
+        if self._written.get(slot) != zlib.crc32(self.ram.read_page(pfn)):
+            self.sanitizer.fail("SWAP", f"pfn {pfn:#x} is dropped with new data", f"slot {slot} has older data")
+
+    def _on_write(self, slot: int, pfn: Pfn) -> None:
+        self._written[slot] = zlib.crc32(self.ram.read_page(pfn))
+
+    def _on_read(self, slot: int, pfn: Pfn) -> None:
+        found, wanted = zlib.crc32(self.ram.read_page(pfn)), self._written.get(slot)
+        if found != wanted:
+            wrote = "nothing" if wanted is None else f"{wanted:#010x}"
+            self.sanitizer.fail("SWAP", f"slot {slot} reads as {found:#010x}", f"{wrote} was written")
+
+    def _on_host_pte_change(self, mm_id: int, vpn: int, old: int, new: int) -> None:
+        if old & PT_PRESENT:
+            pfn = Pfn((old & PT_ADDR_MASK) >> PAGE_SHIFT)
+            if not new & PT_PRESENT and new & SWP_ENTRY:
+                self._slot_of[pfn] = new >> PAGE_SHIFT
+            elif not new & PT_PRESENT:
+                self._slot_of.pop(pfn, None)
+        elif new & PT_PRESENT:
+            self._slot_of.pop(Pfn((new & PT_ADDR_MASK) >> PAGE_SHIFT), None)
+
+    def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
+        if old & SPTE_MMU_PRESENT and not new & SPTE_MMU_PRESENT and spte_pfn(old) in self.kvm.sp_by_pfn:
+            self._unlinked.add(spte_pfn(old))
+
+    def _on_flush(self, vcpus: int) -> None:
+        self._unlinked.clear()

@@ -1,0 +1,205 @@
+"""Laws of the notifier protocol: I1-I3, I5-I7, I10-I15."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...addr import PAGE_SHIFT, Gfn, Pfn
+from ...events import (
+    get_user_page,
+    host_pte_change,
+    kvm_mmu_seq_sample,
+    kvm_page_fault,
+    lock_release,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+    mmu_notifier_release,
+    spte_change,
+)
+from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
+from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from .tlb import stale_tlb
+
+if TYPE_CHECKING:
+    from ...events import Tracepoint
+    from ...mm.mmu_notifier import MmuNotifierRange
+    from .sanitizer import Handler, Sanitizer
+    from .shadow import ShadowRules
+
+MAX_FRUITLESS_FAULTS = 1000
+
+
+class NotifierRules:
+    """See the module. `open`: invalidations between start and end, by identity of the range."""
+
+    def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
+        self.sanitizer = sanitizer
+        self.shadow = shadow
+        self.kvm = sanitizer.machine.kvm
+        self.open: dict[int, MmuNotifierRange] = {}
+        self._released = False
+        self._clock = 0
+        self._sampled: tuple[int, int, Gfn] | None = None
+        self._read_at: dict[int, int] = {}
+        self._last_seq = self.kvm.mmu_invalidate_seq
+        self._last_in_progress = self.kvm.mmu_invalidate_in_progress
+        self._fault: tuple[int, int, int] | None = None
+        self._fruitless = 0
+
+    def handlers(self) -> dict[Tracepoint, Handler]:
+        """Brackets, changes of host ptes, and the steps of a fault."""
+        return {
+            mmu_notifier_invalidate_range_start: self._on_start,
+            mmu_notifier_invalidate_range_end: self._on_end,
+            mmu_notifier_release: self._on_release,
+            host_pte_change: self._on_host_pte_change,
+            spte_change: self._on_spte_change,
+            kvm_mmu_seq_sample: self._on_seq_sample,
+            get_user_page: self._on_get_user_page,
+            kvm_page_fault: self._on_page_fault,
+            lock_release: self._on_lock_release,
+        }
+
+    def finish(self) -> None:
+        """No invalidation may be left open."""
+        if self.open:
+            left = ", ".join(f"{r.start:#x}-{r.end:#x}" for r in self.open.values())
+            self.sanitizer.fail("I1", f"open at the end of the run: {left}", "every start has an end")
+
+    def _on_start(self, range_: MmuNotifierRange) -> None:
+        if id(range_) in self.open:
+            self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} starts again", "it has not ended")
+        self.open[id(range_)] = range_
+
+    def _on_end(self, range_: MmuNotifierRange) -> None:
+        if self.open.pop(id(range_), None) is None:
+            self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} ends", "it has not started")
+        in_progress = self.kvm.mmu_invalidate_in_progress
+        if not self.open and in_progress:
+            self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "no invalidation is open")
+
+    def _on_release(self, mm_id: int) -> None:
+        if mm_id == self.kvm.mm.id:
+            self._released = True
+
+    def _on_host_pte_change(self, mm_id: int, vpn: int, old: int, new: int) -> None:
+        if mm_id != self.kvm.mm.id or not old & PT_PRESENT:
+            return
+        pfn = Pfn((old & PT_ADDR_MASK) >> PAGE_SHIFT)
+        moved = bool(new & PT_PRESENT) and new & PT_ADDR_MASK != old & PT_ADDR_MASK
+        if moved:
+            self.sanitizer.fail("I5", f"host pte of vpn {vpn:#x} maps pfn {pfn:#x}", f"it becomes {new:#x} directly")
+        if not new & PT_PRESENT:
+            self._check_bracket(vpn, old, new)
+            self._check_unmapped(vpn, pfn)
+        elif old & PT_WRITABLE and not new & PT_WRITABLE:
+            self._check_bracket(vpn, old, new)
+            self._check_write_protected(vpn, pfn)
+
+    def _check_bracket(self, vpn: int, old: int, new: int) -> None:
+        address = vpn << PAGE_SHIFT
+        if not any(r.start <= address < r.end for r in self.open.values()):
+            self.sanitizer.fail("I1", f"host pte of vpn {vpn:#x}: {old:#x} becomes {new:#x}", "no range is open there")
+        for slot, first, last in self.kvm.memslots.gfn_ranges(address, address + 1):  # type: ignore[arg-type]
+            kvm = self.kvm
+            covered = kvm.mmu_invalidate_range_start <= first and last <= kvm.mmu_invalidate_range_end
+            if not self._released and not (kvm.mmu_invalidate_in_progress and covered):
+                tracked = f"{kvm.mmu_invalidate_range_start:#x}-{kvm.mmu_invalidate_range_end:#x}"
+                self.sanitizer.fail(
+                    "I14",
+                    f"gfn {first:#x} of slot {slot.id} is being invalidated",
+                    f"kvm tracks {tracked}, {kvm.mmu_invalidate_in_progress} in progress",
+                )
+
+    def _leaves_of_vpn(self, vpn: int) -> list[int]:
+        leaves: list[int] = []
+        address = vpn << PAGE_SHIFT
+        for _, first, _ in self.kvm.memslots.gfn_ranges(address, address + 1):  # type: ignore[arg-type]
+            leaves += self.shadow.by_gfn.get(first, ())
+        return leaves
+
+    def _check_unmapped(self, vpn: int, pfn: Pfn) -> None:
+        law = "I7" if self._released else "I3"
+        leaves = self._leaves_of_vpn(vpn)
+        if leaves:
+            spte = self.shadow.leaves[leaves[0]].spte
+            self.sanitizer.fail(law, f"host pte of vpn {vpn:#x} is being cleared", f"spte {spte:#x} still maps it")
+        vcpu = None if self.shadow.by_pfn.get(pfn) else stale_tlb(self.kvm.vcpus, pfn)
+        if vcpu is not None and self._is_private(pfn):
+            self.sanitizer.fail(law, f"host pte of vpn {vpn:#x} is being cleared", f"vcpu {vcpu.id} caches pfn {pfn:#x}")
+
+    def _is_private(self, pfn: Pfn) -> bool:
+        """Only one pte maps the frame, so that a TLB entry for it is one for this pte."""
+        page = self.kvm.mm.host.zone.mem_map[pfn]
+        return page is not self.kvm.mm.host.zone.zero_page and page.mapcount <= 1
+
+    def _check_write_protected(self, vpn: int, pfn: Pfn) -> None:
+        for sptep in self._leaves_of_vpn(vpn):
+            spte = self.shadow.leaves[sptep].spte
+            if spte & (PT_WRITABLE | SPTE_MMU_WRITABLE):
+                self.sanitizer.fail("I6", f"vpn {vpn:#x} is being write-protected", f"spte {spte:#x} is writable")
+        vcpu = stale_tlb(self.kvm.vcpus, pfn, writable=True)
+        if vcpu is not None and self._is_private(pfn):
+            self.sanitizer.fail(
+                "I6", f"vpn {vpn:#x} is being write-protected", f"vcpu {vcpu.id} caches pfn {pfn:#x} writable"
+            )
+
+    def _on_seq_sample(self, vcpu_id: int, gfn: Gfn, seq: int) -> None:
+        self._clock += 1
+        self._sampled = (self._clock, self.kvm.mmu_invalidate_seq, gfn)
+
+    def _on_get_user_page(self, mm_id: int, vpn: int, pfn: int, write: bool) -> None:
+        self._clock += 1
+        if mm_id == self.kvm.mm.id:
+            self._read_at = {vpn: self._clock}
+
+    def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
+        sptep = hpa >> 3
+        leaf = self.shadow.leaves.get(sptep)
+        self._fruitless = 0
+        if leaf is None or not new & SPTE_MMU_PRESENT:
+            return
+        widened = not old & SPTE_MMU_PRESENT or (new & SPTE_MMU_WRITABLE and not old & SPTE_MMU_WRITABLE)
+        if widened:
+            self._check_install(leaf.gfn, new)
+
+    def _check_install(self, gfn: Gfn, spte: int) -> None:
+        what = f"spte {spte:#x} is installed for gfn {gfn:#x}"
+        if self._released:
+            self.sanitizer.fail("I7", what, "the mm was released")
+        slot = self.kvm.memslots.find(gfn)
+        address = 0 if slot is None else slot.vpn(gfn) << PAGE_SHIFT
+        for range_ in self.open.values():
+            if range_.start <= address < range_.end and self._has_begun():
+                self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
+        if self._sampled is None or self._sampled[2] != gfn:
+            self.sanitizer.fail("I10", what, "no sequence was sampled for it")
+        sampled_at, seq, _ = self._sampled
+        read_at = self._read_at.get(address >> PAGE_SHIFT)
+        if read_at is not None and read_at < sampled_at:
+            self.sanitizer.fail("I10", f"{what}: its frame was looked up first", "the sequence was sampled after that")
+        if seq != self.kvm.mmu_invalidate_seq:
+            self.sanitizer.fail("I10", f"{what} with sequence {seq}", f"it is {self.kvm.mmu_invalidate_seq} by now")
+
+    def _has_begun(self) -> bool:
+        """An open range binds once its start has reached kvm."""
+        return self.kvm.mmu_invalidate_in_progress > 0
+
+    def _on_page_fault(self, vcpu_id: int, rip: int, gva: int, error_code: int) -> None:
+        fault = (rip, gva, error_code)
+        self._fruitless = self._fruitless + 1 if fault == self._fault else 0
+        self._fault = fault
+        if self._fruitless > MAX_FRUITLESS_FAULTS:
+            self.sanitizer.fail("I15", f"{self._fruitless} faults at gva {gva:#x}", "no spte has changed meanwhile")
+
+    def _on_lock_release(self, lock: Any) -> None:
+        if lock is not self.kvm.mmu_lock:
+            return
+        seq, in_progress = self.kvm.mmu_invalidate_seq, self.kvm.mmu_invalidate_in_progress
+        if in_progress < 0:
+            self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "it is a count")
+        if seq < self._last_seq:
+            self.sanitizer.fail("I12", f"mmu_invalidate_seq is {seq}", f"it was {self._last_seq}")
+        if in_progress < self._last_in_progress and seq == self._last_seq:
+            self.sanitizer.fail("I11", f"in_progress dropped to {in_progress}", f"the sequence is still {seq}")
+        self._last_seq, self._last_in_progress = seq, in_progress

@@ -1,0 +1,253 @@
+"""Laws of the shadow tables: I19, I21-I25, I35. Keeps the sanitizer's own map of present leaves.
+
+`leaves` is built from stores to shadow tables alone; the rmap, the counters and the tables themselves are compared
+with it. Guest tables are read through the host page tables without touching them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
+from ...events import kvm_exit, kvm_mmu_get_page, lock_release, spte_change
+from ...kvm.mmu.rmap import rmap_sptes
+from ...kvm.mmu.shadow import KvmMmuPage
+from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
+from ...mm.gup import host_pte
+from ...x86 import PT_ADDR_MASK, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+
+if TYPE_CHECKING:
+    from ...events import Tracepoint
+    from .sanitizer import Handler, Sanitizer
+
+SWEEP_EVERY = 256
+"""Exits between two looks at every entry of every shadow table."""
+
+_LEGAL_TRIPLES = frozenset(
+    (0, SPTE_HOST_WRITABLE, SPTE_HOST_WRITABLE | SPTE_MMU_WRITABLE, SPTE_HOST_WRITABLE | SPTE_MMU_WRITABLE | PT_WRITABLE)
+)
+_TRIPLE = SPTE_HOST_WRITABLE | SPTE_MMU_WRITABLE | PT_WRITABLE
+
+
+class Leaf(NamedTuple):
+    """One present leaf spte."""
+
+    gfn: Gfn
+    pfn: Pfn
+    spte: int
+
+
+class ShadowRules:
+    """See the module. `leaves`: sptep -> Leaf; `by_gfn`, `by_pfn`: the spteps of a frame."""
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        self.sanitizer = sanitizer
+        self.kvm = sanitizer.machine.kvm
+        self.leaves: dict[int, Leaf] = {}
+        self.by_gfn: dict[Gfn, set[int]] = {}
+        self.by_pfn: dict[Pfn, set[int]] = {}
+        self._changed_gfns: set[Gfn] = set()
+        self._new_pages: list[Gfn] = []
+        self._exits = 0
+
+    def handlers(self) -> dict[Tracepoint, Handler]:
+        """Stores to shadow tables, new shadow pages, the end of a critical section, and exits for the sweep."""
+        return {
+            spte_change: self._on_spte_change,
+            kvm_mmu_get_page: self._on_get_page,
+            lock_release: self._on_lock_release,
+            kvm_exit: self._on_exit,
+        }
+
+    def finish(self) -> None:
+        """One last sweep."""
+        self.sweep()
+
+    def fail(self, law: str, one_side: str, other_side: str) -> None:
+        """Report."""
+        self.sanitizer.fail(law, one_side, other_side)
+
+    def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
+        sptep = hpa >> 3
+        if self.kvm.q[sptep] != old:
+            self.fail("I35", f"spte at {hpa:#x} is {self.kvm.q[sptep]:#x}", f"its change says it was {old:#x}")
+        sp = self.kvm.sp_by_pfn.get(Pfn(sptep >> 9))
+        if sp is None:
+            self.fail("I22", f"store to {hpa:#x}", "no live shadow page is there")
+            return
+        is_leaf = sp.level == 1
+        if is_leaf and old & new & SPTE_MMU_PRESENT and spte_pfn(old) != spte_pfn(new):
+            self.fail("I19", f"spte {old:#x}", f"becomes {new:#x} without having been non-present")
+        if is_leaf:
+            self._book_leaf(sp, sptep, new)
+        if new & SPTE_MMU_PRESENT:
+            if is_leaf:
+                self._check_leaf(sp, sptep, new)
+            else:
+                self._check_link(sp, sptep, new)
+
+    def _book_leaf(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
+        before = self.leaves.pop(sptep, None)
+        if before is not None:
+            self._changed_gfns.add(before.gfn)
+            self.by_gfn[before.gfn].discard(sptep)
+            self.by_pfn[before.pfn].discard(sptep)
+        if spte & SPTE_MMU_PRESENT:
+            leaf = Leaf(sp.gfn_of(sptep & 511), spte_pfn(spte), spte)
+            self.leaves[sptep] = leaf
+            self._changed_gfns.add(leaf.gfn)
+            self.by_gfn.setdefault(leaf.gfn, set()).add(sptep)
+            self.by_pfn.setdefault(leaf.pfn, set()).add(sptep)
+
+    def _check_leaf(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
+        leaf = self.leaves[sptep]
+        where = f"spte {spte:#x} at {sptep * 8:#x}, gfn {leaf.gfn:#x}"
+        if spte & _TRIPLE not in _LEGAL_TRIPLES:
+            self.fail("I24", where, f"host-writable, mmu-writable, W are {spte & _TRIPLE:#x}")
+        self._check_host_side(leaf, where)
+        self._check_rights(sp, sptep & 511, spte, where)
+
+    def _check_host_side(self, leaf: Leaf, where: str) -> None:
+        slot = self.kvm.memslots.find(leaf.gfn)
+        if slot is None:
+            self.fail("I23", where, "no memslot has this gfn")
+            return
+        pte = host_pte(self.kvm.mm, slot.vpn(leaf.gfn))
+        if not pte & PT_PRESENT or (pte & PT_ADDR_MASK) >> PAGE_SHIFT != leaf.pfn:
+            self.fail("I23", where, f"the host pte is {pte:#x}, which does not map pfn {leaf.pfn:#x}")
+        if leaf.spte & (PT_WRITABLE | SPTE_MMU_WRITABLE) and not pte & PT_WRITABLE:
+            self.fail("I23", f"{where} is writable", f"the host pte {pte:#x} is read-only")
+
+    def guest_entry(self, sp: KvmMmuPage, index: int) -> int | None:
+        """The guest's entry that entry `index` of an indirect page shadows; None if its table is not resident."""
+        frame = self._resident_table(sp)
+        return None if frame is None else self.kvm.q[(frame << 9) + index]
+
+    def _resident_table(self, sp: KvmMmuPage) -> Pfn | None:
+        slot = self.kvm.memslots.find(sp.gfn)
+        if slot is None:
+            return None
+        pte = host_pte(self.kvm.mm, slot.vpn(sp.gfn))
+        return Pfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT) if pte & PT_PRESENT else None
+
+    def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
+        """Inductive: a page's access is checked where it is linked, so the last entry is enough here."""
+        if sp.direct:
+            allowed = sp.access
+            expected = Gfn(sp.gfn + index)
+        else:
+            gpte = self.guest_entry(sp, index)
+            if gpte is None:
+                return
+            if not gpte & PT_PRESENT:
+                self.fail("I23", where, f"the guest's entry {gpte:#x} is not present")
+            allowed = sp.access & entry_access(gpte)
+            expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT)
+        if sp.gfn_of(index) != expected:
+            self.fail("I23", where, f"the guest's tables say gfn {expected:#x}")
+        if spte & PT_USER and not allowed & PT_USER:
+            self.fail("I23", f"{where} is a user's", f"the guest allows {allowed:#x}")
+        supervisor_write = not spte & PT_USER and not sp.role >> 9 & 1
+        if spte & PT_WRITABLE and not allowed & PT_WRITABLE and not supervisor_write:
+            self.fail("I23", f"{where} is writable", f"the guest allows {allowed:#x}")
+        if not spte & PT_NX and not allowed & 1:
+            self.fail("I23", f"{where} is executable", f"the guest allows {allowed:#x}")
+
+    def _check_link(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
+        where = f"link {spte:#x} at {sptep * 8:#x}, level {sp.level}"
+        child = self.kvm.sp_by_pfn.get(spte_pfn(spte))
+        if child is None or child.invalid:
+            self.fail("I22", where, "no live shadow page is there")
+            return
+        if child.level != sp.level - 1 or sptep not in child.parent_ptes:
+            self.fail("I22", where, f"the page is of level {child.level} and has parents {list(child.parent_ptes)}")
+        if sp.direct:
+            return
+        gpte = self.guest_entry(sp, sptep & 511)
+        if gpte is None:
+            return
+        gfn, large = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT), bool(gpte & PT_PAGE_SIZE)
+        if large:
+            gfn = Gfn(gfn & -1 << 9 * (sp.level - 1))
+        if not gpte & PT_PRESENT or child.gfn != gfn or child.direct != large:
+            self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"the guest's entry is {gpte:#x}")
+        allowed = sp.access & entry_access(gpte)
+        if child.access & ~allowed and sp.role >> 9 & 1:
+            self.fail("I22", f"{where} grants {child.access:#x}", f"the guest allows {allowed:#x}")
+
+    def _on_get_page(self, gen: int, gfn: Gfn, role: str, root_count: int, unsync: int, created: bool) -> None:
+        if created:
+            self._new_pages.append(gfn)
+
+    def _on_lock_release(self, lock: Any) -> None:
+        if lock is not self.kvm.mmu_lock:
+            return
+        for gfn in self._changed_gfns:
+            self._check_rmap(gfn)
+            self._check_not_writable(gfn)
+        for gfn in self._new_pages:
+            self._check_not_writable(gfn)
+        self._changed_gfns.clear()
+        self._new_pages.clear()
+        self._check_counters()
+
+    def _check_rmap(self, gfn: Gfn) -> None:
+        slot = self.kvm.memslots.find(gfn)
+        entries = [] if slot is None else list(rmap_sptes(slot, gfn))
+        if len(entries) != len(set(entries)) or set(entries) != self.by_gfn.get(gfn, set()):
+            mine = sorted(hex(sptep * 8) for sptep in self.by_gfn.get(gfn, ()))
+            self.fail("I21", f"rmap of gfn {gfn:#x}: {[hex(e * 8) for e in entries]}", f"present leaves: {mine}")
+
+    def _is_shadowed(self, gfn: Gfn) -> bool:
+        return any(sp.gfn == gfn and not sp.direct and not sp.invalid for sp in self.kvm.sp_by_pfn.values())
+
+    def _check_not_writable(self, gfn: Gfn) -> None:
+        for sptep in self.by_gfn.get(gfn, ()):
+            if self.leaves[sptep].spte & (PT_WRITABLE | SPTE_MMU_WRITABLE) and self._is_shadowed(gfn):
+                self.fail("I25", f"spte {self.leaves[sptep].spte:#x} makes gfn {gfn:#x} writable", "it is shadowed")
+
+    def _check_counters(self) -> None:
+        kvm = self.kvm
+        if kvm.stat.pages_4k != len(self.leaves):
+            self.fail("I35", f"pages_4k is {kvm.stat.pages_4k}", f"{len(self.leaves)} leaves are present")
+        live = sum(not sp.invalid for sp in kvm.sp_by_pfn.values())
+        hashed = sum(len(bucket) for bucket in kvm.page_hash.values())
+        if not len(kvm.active_mmu_pages) == live == hashed:
+            self.fail("I35", f"{len(kvm.active_mmu_pages)} active shadow pages", f"{live} live, {hashed} hashed")
+
+    def _on_exit(self, *_: Any) -> None:
+        self._exits += 1
+        if self._exits % SWEEP_EVERY == 0 and self.kvm.mmu_lock.owner is None:
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Look at every entry of every shadow table: nothing is there that the books do not have, or is stale."""
+        ram = np.frombuffer(self.kvm.mm.host.ram.b, np.uint64)
+        found = 0
+        for sp in self.kvm.sp_by_pfn.values():
+            table = ram[sp.q : sp.q + 512]
+            for index in np.flatnonzero(table & np.uint64(SPTE_MMU_PRESENT)).tolist():
+                spte = self.kvm.q[sp.q + index]
+                if sp.level > 1:
+                    self._check_link(sp, sp.q + index, spte)
+                    continue
+                found += 1
+                leaf = self.leaves.get(sp.q + index)
+                if leaf is None or leaf.pfn != spte_pfn(spte):
+                    self.fail("I35", f"spte {spte:#x} at {(sp.q + index) * 8:#x}", f"the books have {leaf}")
+                self._check_rights(sp, index, spte, f"spte {spte:#x}, gfn {sp.gfn_of(index):#x}")
+        if found != len(self.leaves):
+            self.fail("I35", f"{found} leaves in the tables", f"{len(self.leaves)} in the books")
+
+
+def entry_access(gpte: int) -> int:
+    """ACC_* rights of one guest entry."""
+    return gpte & (PT_WRITABLE | PT_USER) | (0 if gpte & PT_NX else 1)
+
+
+def vpn_of(kvm: Any, gfn: Gfn) -> Vpn | None:
+    """Host virtual page of a gfn."""
+    slot = kvm.memslots.find(gfn)
+    return None if slot is None else slot.vpn(gfn)

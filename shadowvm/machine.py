@@ -1,0 +1,177 @@
+"""One machine: a simulated host, a VM on it, its devices and tasks, wired from a config.
+
+The only place that knows every part. `Machine(config, output)` builds it up to the first guest instruction,
+`run()` runs the guest to its end, `close()` takes everything down as the kernel would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import Enum
+from typing import NamedTuple
+
+from .addr import PAGE_SHIFT, Gfn, Gpa, Gva, Hva
+from .boot import pvh
+from .boot.elf import load_elf
+from .config import MachineConfig
+from .cpu.unicorn_engine import UnicornEngine
+from .devices.bus import PortBus
+from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
+from .devices.debugcon import DEBUGCON_PORT, DebugConsole
+from .devices.uart import COM1, Uart
+from .errors import ConfigError, SwapIOError
+from .kvm.exit import ExitReason, KvmRun
+from .kvm.vcpu import Vcpu
+from .kvm.vm import Kvm
+from .mm.host import Host
+from .mm.mm_struct import MmStruct, exit_mmap, mmap
+from .mm.uaccess import copy_to_user
+from .mm.swap import SwapFile
+from .phys import Ram
+from .sync import RandomPreemption, Scheduler
+
+CMDLINE_MAX = pvh.CMDLINE_MAX
+ENOMEM = -12
+
+
+class Reason(Enum):
+    """How a run ended."""
+
+    DEBUG_EXIT = "debug-exit"
+    HALTED = "halted"
+    TIMEOUT = "timeout"
+    TRIPLE_FAULT = "triple-fault"
+    OUT_OF_MEMORY = "out-of-memory"
+    SWAP_ERROR = "swap-error"
+    UNBACKED_MEMORY = "unbacked-memory"
+    INTERNAL_ERROR = "internal-error"
+
+
+class Outcome(NamedTuple):
+    """`status` is the exit status of `shadowvm run`; `text` says more where there is more to say."""
+
+    reason: Reason
+    status: int
+    text: str = ""
+
+
+class Machine:
+    """See the module. `output` is called with every byte that the guest sends to COM1 or the debug console."""
+
+    def __init__(self, config: MachineConfig, output: Callable[[int], None]) -> None:
+        config.validate()
+        self.config = config
+        self._output = output
+        self._digest = hashlib.sha256()
+        layout = pvh.memory_layout(config.memory)
+        bounds = [(each.base << PAGE_SHIFT, each.base + each.npages << PAGE_SHIFT) for each in layout]
+        image = load_elf(config.image, bounds, pvh.BOOT_END)
+        cmdline = config.append.encode("utf-8", "surrogateescape")
+        if len(cmdline) >= CMDLINE_MAX:
+            raise ConfigError(f"-append: {len(cmdline)} bytes are more than the {CMDLINE_MAX - 1} that fit")
+        self.ram = _host_ram(config.host_memory)
+        self.sched = Scheduler()
+        with ExitStack() as undo:
+            self.swap = SwapFile(config.swap_size, config.swap_file)
+            undo.callback(self.swap.close)
+            self.host = Host(self.ram, self.swap, self.sched)
+            self.mm = MmStruct(self.host, "qemu")
+            self.kvm = Kvm(self.mm)
+            for slot_id, memory in enumerate(layout):
+                hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
+                self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
+            self._add_vcpu(image.entry)
+            for gpa, data in pvh.boot_data(config.memory, cmdline):
+                self.write_guest(gpa, data)
+            for segment in image.segments:
+                self.write_guest(segment.gpa, segment.data)
+            undo.pop_all()
+
+    def _add_vcpu(self, entry: Gpa) -> None:
+        engine = UnicornEngine(self.ram, vcpu_id=0, counting=self.config.icount)
+        self.debug_exit = DebugExit(engine.request_stop)
+        self.bus = PortBus()
+        self.bus.register(Uart(self._emit), COM1, 8)
+        self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
+        self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
+        engine.on_in(self.bus.read)
+        engine.on_out(self.bus.write)
+        engine.init_long_mode(
+            entry=Gva(entry),
+            cr3=pvh.BOOT_PML4,
+            gdt_base=Gva(pvh.BOOT_GDT),
+            gdt_limit=8 * len(pvh.GDT_ENTRIES) - 1,
+            rsp=Gva(pvh.BOOT_STACK),
+            cr0=pvh.BOOT_CR0,
+            cr4=pvh.BOOT_CR4,
+            efer=pvh.BOOT_EFER,
+        )
+        for register in (3, 7):
+            engine.set_reg(register, pvh.BOOT_START_INFO)
+        self.ram.code_caches.append(engine.drop_code)
+        self.vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
+
+    def _emit(self, byte: int) -> None:
+        if self.debug_exit.status is None:
+            self._digest.update(bytes((byte,)))
+            self._output(byte)
+
+    def write_guest(self, gpa: Gpa, data: bytes) -> None:
+        """Store into guest memory as the VMM would, through its own mapping. ConfigError: no host memory left."""
+        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+        assert slot is not None, "the loader has checked the placement"
+        hva = Hva(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT))
+        if copy_to_user(self.mm, hva, data) is not None:
+            raise ConfigError(f"the image does not fit: host memory and swap are too small for gpa {gpa:#x}")
+
+    @property
+    def instructions(self) -> int:
+        """Guest instructions retired so far; 0 when they are not counted."""
+        return self.vcpu.engine.instructions
+
+    @property
+    def output_sha256(self) -> str:
+        """Digest of the guest's output so far."""
+        return self._digest.hexdigest()
+
+    def run(self) -> Outcome:
+        """Run the guest until it ends. Swap errors and exhausted memory are outcomes."""
+        results: list[KvmRun] = []
+        self.sched.spawn("CPU 0/KVM", lambda: results.append(self.vcpu.run()))
+        try:
+            with ExitStack() as stack:
+                if self.config.seed:
+                    stack.enter_context(RandomPreemption(self.sched, self.config.seed).watching())
+                self.sched.run()
+        except SwapIOError as error:
+            return Outcome(Reason.SWAP_ERROR, 126, str(error))
+        return self._outcome(results[0])
+
+    def _outcome(self, run: KvmRun) -> Outcome:
+        if run.errno == ENOMEM:
+            return Outcome(Reason.OUT_OF_MEMORY, 126, "host out of memory and swap")
+        if run.exit_reason == ExitReason.SYSTEM_EVENT and self.debug_exit.status is not None:
+            return Outcome(Reason.DEBUG_EXIT, min(self.debug_exit.status, 255))
+        reason = {
+            ExitReason.INTR: Reason.TIMEOUT,
+            ExitReason.HLT: Reason.HALTED,
+            ExitReason.SHUTDOWN: Reason.TRIPLE_FAULT,
+            ExitReason.MMIO: Reason.UNBACKED_MEMORY,
+        }.get(run.exit_reason, Reason.INTERNAL_ERROR)
+        return Outcome(reason, 124 if reason is Reason.TIMEOUT else 127, run.text)
+
+    def close(self) -> None:
+        """Destroy the VM, then its process, then the host."""
+        self.ram.code_caches.clear()
+        self.kvm.destroy()
+        exit_mmap(self.mm)
+        self.host.close()
+
+
+def _host_ram(size: int) -> Ram:
+    try:
+        return Ram(size)
+    except (OSError, OverflowError, ValueError) as error:
+        raise ConfigError(f"--host-memory: cannot map {size} bytes: {error}") from None
