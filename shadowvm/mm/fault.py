@@ -30,6 +30,7 @@ from .pgtable import (
     set_pte,
 )
 from .rmap import CLEAR, page_add_anon_rmap, page_add_new_anon_rmap, page_remove_rmap
+from .swap import SWAP_MAP_MAX
 from .swap_state import folio_free_swap, swapin_readahead
 from .vma import VM_WRITE, Vma
 
@@ -181,7 +182,9 @@ def _do_swap_page(mm: MmStruct, vma: Vma, vpn: int, index: int, entry: int, writ
             return OOM
         fault = MAJOR
         host.vmstat.pgmajfault += 1
-    folio_lock(host, page)
+    if page.locked:
+        folio_lock(host, page)
+    page.locked = True
     mm.page_table_lock.acquire()
     # While we waited, reclaim may have thrown the page out, and another fault may have mapped it.
     mapped = mm.q[index] == entry and page.swapcache and page.private == slot
@@ -204,11 +207,14 @@ def _map_swapped_page(mm: MmStruct, vma: Vma, vpn: int, index: int, page: Page, 
     slot = page.private
     swap.put(slot)
     mm.rss_swap -= 1
-    exclusive = not page.mapcount and not swap.count(slot)
     pte = page.pfn << PAGE_SHIFT | PAGE_READONLY
-    if exclusive and vma.flags & VM_WRITE:
-        pte |= PT_WRITABLE | PT_DIRTY if write else PT_WRITABLE
-    page_add_anon_rmap(mm, vma, page, vpn)
-    if exclusive and (write or swap.full()):
-        folio_free_swap(mm.host, page)
+    if page.mapcount:
+        page_add_anon_rmap(mm, page)
+    else:
+        page_add_new_anon_rmap(mm, vma, page, vpn)
+        if not swap.swap_map[slot] & SWAP_MAP_MAX:
+            if vma.flags & VM_WRITE:
+                pte |= PT_WRITABLE | PT_DIRTY if write else PT_WRITABLE
+            if write or swap.nr_free * 2 < swap.nr_slots:
+                folio_free_swap(mm.host, page)
     set_pte(mm, vpn, index, pte)

@@ -145,15 +145,34 @@ def ptep_clear_flush_young(mm: MmStruct, vpn: int, index: int) -> bool:
     if not old & PT_ACCESSED:
         return False
     q[index] = new = old & ~PT_ACCESSED
-    _flush_tlb_page(mm, vpn)
+    if vpn in mm.tlb or mm.notifiers.secondary_tlbs:
+        _flush_tlb_page(mm, vpn)
     if host_pte_change.on:
         host_pte_change(mm.id, vpn, old, new)
     return True
 
 
+def ptep_swap_out(mm: MmStruct, vpn: int, index: int, slot: int) -> int:
+    """ptep_clear_flush(), then the swap entry of `slot` in its place; returns what the pte was."""
+    q = mm.q
+    old = q[index]
+    q[index] = 0
+    if vpn in mm.tlb or mm.notifiers.secondary_tlbs:
+        _flush_tlb_page(mm, vpn)
+    entry = slot << PAGE_SHIFT | SWP_ENTRY
+    if host_pte_change.on:
+        host_pte_change(mm.id, vpn, old, 0)
+        q[index] = entry
+        host_pte_change(mm.id, vpn, 0, entry)
+    else:
+        q[index] = entry
+    return old
+
+
 def _flush_tlb_page(mm: MmStruct, vpn: int) -> None:
-    mm.tlb.pop(vpn, None)
-    mm.tlb_w.pop(vpn, None)
+    if mm.tlb.pop(vpn, None) is not None:
+        # What may be written may be read, so tlb_w holds nothing that tlb does not.
+        mm.tlb_w.pop(vpn, None)
     if mm.notifiers.secondary_tlbs:
         start = vpn << PAGE_SHIFT
         mmu_notifier_arch_invalidate_secondary_tlbs(mm, start, start + (1 << PAGE_SHIFT))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE
 from ..errors import ModelBug
-from ..x86 import PT_DIRTY, PT_PRESENT
+from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT
 from .mmu_notifier import (
     MmuNotifierEvent,
     MmuNotifierRange,
@@ -18,7 +18,7 @@ from .mmu_notifier import (
     mmu_notifier_invalidate_range_end,
     mmu_notifier_invalidate_range_start,
 )
-from .pgtable import SWP_ENTRY, ptep_clear_flush, ptep_clear_flush_young, set_pte
+from .pgtable import ptep_clear_flush_young, ptep_swap_out
 from .vma import Vma, find_vma
 
 if TYPE_CHECKING:
@@ -54,11 +54,8 @@ def page_add_new_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: int) -> None
     mm.rss_anon += 1
 
 
-def page_add_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: int) -> None:
-    """One more mapping of a page, perhaps of one that came from swap. It takes over the caller's reference."""
-    if not page.mapcount:
-        page_add_new_anon_rmap(mm, vma, page, vpn)
-        return
+def page_add_anon_rmap(mm: MmStruct, page: Page) -> None:
+    """One more mapping of a mapped page, at the same vpn. It takes over the caller's reference."""
     page.mapcount += 1
     mm.rss_anon += 1
 
@@ -87,10 +84,12 @@ def rmap_walk(page: Page) -> list[tuple[MmStruct, Vma, int]]:
 
 def folio_referenced(page: Page) -> int:
     """How many mappings were accessed since the last call. All marks, primary and secondary, are cleared."""
-    if not page.mapcount:
+    if not page.mapcount or page.mapping is None:
         return 0
     referenced = 0
-    for mm, _vma, vpn in rmap_walk(page):
+    vpn = page.index
+    # As rmap_walk, without the areas: a pte that holds this frame needs no second witness.
+    for mm in page.mapping.mms:
         table = mm.pte_tables.get(vpn >> 9)
         if table is None:
             continue
@@ -98,12 +97,15 @@ def folio_referenced(page: Page) -> int:
         pte = mm.q[index]
         if not pte & PT_PRESENT or pte >> PAGE_SHIFT != page.pfn:
             continue
-        young = ptep_clear_flush_young(mm, vpn, index)
+        young = pte & PT_ACCESSED != 0
+        if young:
+            ptep_clear_flush_young(mm, vpn, index)
         if mm.notifiers.clear_flush_young:
             start = vpn << PAGE_SHIFT
             # Never short-circuited: a mark left behind would keep the page young for one scan too many.
             young = mmu_notifier_clear_flush_young(mm, start, start + PAGE_SIZE) or young
-        referenced += young
+        if young:
+            referenced += 1
     return referenced
 
 
@@ -112,27 +114,25 @@ def try_to_unmap(host: Host, page: Page) -> bool:
 
     The page is dirty afterwards if it was written through any of them. The caller holds the folio lock.
     """
-    for mm, _vma, vpn in rmap_walk(page):
-        start = vpn << PAGE_SHIFT
+    if page.mapping is None:
+        raise ModelBug(f"{page} is mapped by nobody known")
+    vpn, slot = page.index, page.private
+    start = vpn << PAGE_SHIFT
+    for mm in page.mapping.mms:
         range_ = MmuNotifierRange(mm, start, start + PAGE_SIZE, CLEAR)
         mmu_notifier_invalidate_range_start(range_)
-        _try_to_unmap_one(host, page, mm, vpn)
+        mm.page_table_lock.acquire()
+        table = mm.pte_tables.get(vpn >> 9)
+        if table is not None:
+            index = table + (vpn & 511)
+            pte = mm.q[index]
+            if pte & PT_PRESENT and pte >> PAGE_SHIFT == page.pfn:
+                host.swap.duplicate(slot)
+                if ptep_swap_out(mm, vpn, index, slot) & PT_DIRTY:
+                    page.dirty = True
+                page_remove_rmap(mm, page)
+                mm.rss_swap += 1
+                page.refcount -= 1
+        mm.page_table_lock.release()
         mmu_notifier_invalidate_range_end(range_)
     return not page.mapcount
-
-
-def _try_to_unmap_one(host: Host, page: Page, mm: MmStruct, vpn: int) -> None:
-    mm.page_table_lock.acquire()
-    table = mm.pte_tables.get(vpn >> 9)
-    if table is not None:
-        index = table + (vpn & 511)
-        pte = mm.q[index]
-        if pte & PT_PRESENT and pte >> PAGE_SHIFT == page.pfn:
-            if ptep_clear_flush(mm, vpn, index) & PT_DIRTY:
-                page.dirty = True
-            host.swap.duplicate(page.private)
-            set_pte(mm, vpn, index, page.private << PAGE_SHIFT | SWP_ENTRY)
-            page_remove_rmap(mm, page)
-            mm.rss_swap += 1
-            page.refcount -= 1
-    mm.page_table_lock.release()

@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE
@@ -28,6 +29,7 @@ SWAPFILE_CLUSTER = 256
 SWAP_HAS_CACHE = 0x40
 SWAP_MAP_MAX = 0x3F
 
+_SLOT = attrgetter("private")
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -68,8 +70,9 @@ class SwapFile:
         self._cluster_free = [
             min(SWAPFILE_CLUSTER, self.nr_slots - number * SWAPFILE_CLUSTER) for number in range(clusters)
         ]
-        # OrderedDicts as ordered sets: both ends and any member go out in constant time.
-        self._free_clusters = OrderedDict.fromkeys(range(clusters))
+        # OrderedDicts as ordered sets: both ends and any member go out in constant time. The cluster that became
+        # free last is taken first: the real machine still has its part of the file in memory.
+        self._free_clusters = OrderedDict.fromkeys(reversed(range(clusters)))
         self._nonfull: OrderedDict[int, None] = OrderedDict()
         self._current = -1
         self._next = 0
@@ -141,8 +144,10 @@ class SwapFile:
         """Leave the current cluster for an empty one, else for the one that has had free slots for longest."""
         if self._current >= 0 and self._cluster_free[self._current]:
             self._nonfull[self._current] = None
-        clusters = self._free_clusters or self._nonfull
-        self._current = clusters.popitem(last=False)[0]
+        if self._free_clusters:
+            self._current = self._free_clusters.popitem()[0]
+        else:
+            self._current = self._nonfull.popitem(last=False)[0]
         self._next = self._current * SWAPFILE_CLUSTER
 
     def _free_slot(self, slot: int) -> None:
@@ -236,7 +241,7 @@ def swap_write_pages(host: Host, pages: list[Page]) -> None:
     swap, b, q = host.swap, host.ram.b, host.ram.q
     run: list[memoryview] = []
     first = 0
-    for page in sorted(pages, key=_slot_of):
+    for page in sorted(pages, key=_SLOT):
         slot = page.private
         if swap_writepage.on:
             swap_writepage(slot, page.pfn)
@@ -288,11 +293,6 @@ def swap_read_pages(host: Host, pages: list[Page]) -> None:
     if swap_readpage.on:
         for page in pages:
             swap_readpage(page.private, page.pfn)
-
-
-def _slot_of(page: Page) -> int:
-    slot: int = page.private
-    return slot
 
 
 def _transfer(

@@ -88,7 +88,7 @@ def swapin_readahead(host: Host, slot: int) -> Page | None:
     page = host.alloc_page()
     if page is None:
         return None
-    swap = host.swap
+    swap, zone = host.swap, host.zone
     if slot in swap.cache or not swap.swap_map[slot]:
         # Somebody was faster while we slept. A page that never was in the cache tells the caller as much.
         found = swap.cache.get(slot)
@@ -97,14 +97,7 @@ def swapin_readahead(host: Host, slot: int) -> Page | None:
         put_page(host, page)
         found.refcount += 1
         return found
-    batch = []
-    for other in _window(host, slot):
-        if other == slot:
-            batch.append(page)
-        elif (ahead := _readahead_page(host, other)) is None:
-            continue
-        else:
-            batch.append(ahead)
+    batch = [page] if zone.nr_free <= zone.low else _gather_readahead(host, slot, page)
     swap.cache_add(slot, page)
     page.locked = True
     try:
@@ -115,14 +108,29 @@ def swapin_readahead(host: Host, slot: int) -> Page | None:
     return page
 
 
-def _window(host: Host, slot: int) -> range:
-    """The aligned cluster of slots to read with `slot`, as large as read-ahead has paid off of late."""
-    swap = host.swap
-    if host.zone.nr_free <= host.zone.low:
-        return range(slot, slot + 1)
+def _gather_readahead(host: Host, slot: int, target: Page) -> list[Page]:
+    """`target`, which will hold `slot`, among locked swap cache pages for its neighbours, in order of slot.
+
+    The window is aligned. A neighbour counts if its slot is in use, not in memory, and memory is plentiful.
+    """
+    swap, zone = host.swap, host.zone
+    swap_map, cache = swap.swap_map, swap.cache
     nr = _swapin_nr_pages(host, slot)
     start = slot & -nr
-    return range(start, min(start + nr, swap.nr_slots))
+    batch = []
+    for other in range(start, min(start + nr, swap.nr_slots)):
+        if other == slot:
+            batch.append(target)
+        elif swap_map[other] and other not in cache and zone.nr_free > zone.low:
+            page = host.alloc_page_nowait()
+            if page is not None:
+                swap.cache_add(other, page)
+                # The cache's reference is the only one of a page that nobody asked for.
+                page.refcount = 1
+                page.locked = page.readahead = True
+                batch.append(page)
+    host.vmstat.swap_ra += len(batch) - 1
+    return batch
 
 
 def _swapin_nr_pages(host: Host, slot: int) -> int:
@@ -138,21 +146,6 @@ def _swapin_nr_pages(host: Host, slot: int) -> int:
     nr = max(min(nr, 1 << PAGE_CLUSTER), swap.prev_window // 2)
     swap.prev_window = nr
     return nr
-
-
-def _readahead_page(host: Host, slot: int) -> Page | None:
-    """A locked page for a neighbour, if its slot is in use, not in memory, and memory is plentiful."""
-    swap, zone = host.swap, host.zone
-    if not swap.swap_map[slot] or slot in swap.cache or zone.nr_free <= zone.low:
-        return None
-    page = host.alloc_page_nowait()
-    if page is not None:
-        host.vmstat.swap_ra += 1
-        swap.cache_add(slot, page)
-        # The cache's reference is the only one of a page that nobody asked for.
-        page.refcount -= 1
-        page.locked = page.readahead = True
-    return page
 
 
 def _read_batch(host: Host, batch: list[Page]) -> None:

@@ -7,7 +7,6 @@ somebody holds (get_user_page) stays in the swap cache, unmapped, and goes back 
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..errors import SwapIOError
@@ -22,7 +21,7 @@ from ..events import (
     mm_vmscan_wakeup_kswapd,
 )
 from .filemap import folio_unlock
-from .lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, LRU_NAMES, inactive_is_low, isolate_lru_folios, lru_add
+from .lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, LRU_NAMES, inactive_is_low, isolate_lru_folios
 from .page_alloc import Page, put_page
 from .rmap import folio_referenced, try_to_unmap
 from .swap import swap_write_pages
@@ -34,17 +33,6 @@ if TYPE_CHECKING:
 SWAP_CLUSTER_MAX = 32
 DEF_PRIORITY = 12
 MAX_RECLAIM_RETRIES = 16
-
-
-class FolioReferences(Enum):
-    """What the accessed marks of a page mean for it."""
-
-    RECLAIM = 0
-    KEEP = 1
-    ACTIVATE = 2
-
-
-RECLAIM, KEEP, ACTIVATE = FolioReferences.RECLAIM, FolioReferences.KEEP, FolioReferences.ACTIVATE
 
 
 class ScanControl:
@@ -70,21 +58,10 @@ class ReclaimStat:
         self.nr_reclaimed = self.nr_dirty = self.nr_activate = self.nr_unmap_fail = 0
 
 
-def folio_check_references(page: Page) -> FolioReferences:
-    """Second chance. Every page is born accessed, so it must be seen accessed twice to become active."""
-    if not folio_referenced(page):
-        page.referenced = False
-        return RECLAIM
-    if page.referenced:
-        return ACTIVATE
-    page.referenced = True
-    return KEEP
-
-
 def shrink_folio_list(host: Host, pages: list[Page], stat: ReclaimStat, ignore_references: bool = False) -> None:
     """Reclaim isolated pages. Those that stay are in `stat.keep`, unlocked. Raises SwapIOError.
 
-    Expected references when a page can be freed: the isolation's and the swap cache's.
+    Second chance: every page is born accessed, so it must be seen accessed twice to become active.
     """
     writes: list[Page] = []
     clean: list[Page] = []
@@ -98,16 +75,19 @@ def shrink_folio_list(host: Host, pages: list[Page], stat: ReclaimStat, ignore_r
             keep.append(page)
             continue
         page.locked = True
-        references = RECLAIM if ignore_references else folio_check_references(page)
-        if references is not RECLAIM or not _unmap(host, page, stat):
-            if references is ACTIVATE:
+        if not ignore_references and page.mapcount and folio_referenced(page):
+            if page.referenced:
                 _activate(page, stat)
-            folio_unlock(host, page)
-            keep.append(page)
-        elif page.dirty and host.swap.count(page.private):
-            writes.append(page)
-        else:
-            clean.append(page)
+            else:
+                page.referenced = True
+        elif _unmap(host, page, stat):
+            if page.dirty and host.swap.count(page.private):
+                writes.append(page)
+            else:
+                clean.append(page)
+            continue
+        folio_unlock(host, page)
+        keep.append(page)
     if writes:
         stat.nr_dirty += len(writes)
         try:
@@ -118,11 +98,8 @@ def shrink_folio_list(host: Host, pages: list[Page], stat: ReclaimStat, ignore_r
                     folio_unlock(host, page)
             keep += writes + clean
             raise
-    for page in clean + writes:
-        if _remove_mapping(host, page):
-            stat.nr_reclaimed += 1
-        else:
-            keep.append(page)
+    _free_reclaimed(host, clean, stat)
+    _free_reclaimed(host, writes, stat)
 
 
 def _activate(page: Page, stat: ReclaimStat) -> None:
@@ -133,6 +110,7 @@ def _activate(page: Page, stat: ReclaimStat) -> None:
 
 def _unmap(host: Host, page: Page, stat: ReclaimStat) -> bool:
     """Give a locked page a slot and take it out of every page table. False: it can't be freed now."""
+    page.referenced = False
     if not page.swapcache and not add_to_swap(host, page):
         _activate(page, stat)
         return False
@@ -140,29 +118,41 @@ def _unmap(host: Host, page: Page, stat: ReclaimStat) -> bool:
         stat.nr_unmap_fail += 1
         _activate(page, stat)
         return False
-    # More references than the isolation's and the cache's: somebody may be using the page, or about to map it.
+    # The isolation's reference and the cache's. With more, somebody is using the page, or about to map it.
     return page.refcount == 2
 
 
-def _remove_mapping(host: Host, page: Page) -> bool:
-    """__remove_mapping(): free a page unless somebody took a reference or wrote to it since."""
-    if page.swapcache and page.refcount == 2 and not (page.dirty and host.swap.count(page.private)):
-        host.swap.cache_del(page)
-        page.refcount = 1
-    if page.locked:
-        folio_unlock(host, page)
-    if page.refcount != 1 or page.swapcache:
-        return False
-    put_page(host, page)
-    return True
+def _free_reclaimed(host: Host, pages: list[Page], stat: ReclaimStat) -> None:
+    """__remove_mapping() and free, but for pages that somebody took or wrote to since they were unmapped."""
+    swap = host.swap
+    for page in pages:
+        if page.swapcache and page.refcount == 2 and not (page.dirty and swap.count(page.private)):
+            swap.cache_del(page)
+            page.refcount = 1
+        if page.locked:
+            folio_unlock(host, page)
+        if page.refcount == 1 and not page.swapcache:
+            put_page(host, page)
+            stat.nr_reclaimed += 1
+        else:
+            stat.keep.append(page)
 
 
 def move_folios_to_lru(host: Host, pages: list[Page]) -> None:
     """Put isolated pages back, and drop the isolation's reference."""
+    inactive, active = host.lruvec.lists
     for page in pages:
-        if page.refcount > 1:
-            lru_add(host.lruvec, page)
-        put_page(host, page)
+        if page.refcount == 1:
+            put_page(host, page)
+            continue
+        # lru_add() and put_page(), in line: most of what a scan does is to put pages back.
+        page.refcount -= 1
+        if page.active:
+            page.lru = LRU_ACTIVE_ANON
+            active[page.pfn] = page
+        else:
+            page.lru = LRU_INACTIVE_ANON
+            inactive[page.pfn] = page
 
 
 def shrink_inactive_list(host: Host, nr_to_scan: int, sc: ScanControl) -> int:
