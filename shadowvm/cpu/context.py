@@ -1,0 +1,50 @@
+"""Saving and restoring a CPU: Unicorn's register file and the architectural words of the mailbox."""
+
+from __future__ import annotations
+
+import struct
+
+from ..errors import ConfigError
+from . import layout as lay
+from . import mailbox as mb
+
+MAGIC = b"shadowvm cpu 1\n\0"
+WORDS = (
+    mb.BUDGET,
+    mb.GRANTED,
+    mb.TSC_OFFSET,
+    mb.TSC_READS,
+    mb.EVENT_KIND,
+    mb.EVENT_VECTOR,
+    mb.EVENT_ERROR,
+    mb.EVENT_NEXT_RIP,
+    mb.IRQ_PENDING,
+    mb.IRQ_VECTOR,
+    mb.VECTORING,
+    mb.VEC_VECTOR,
+    mb.VEC_ERROR,
+    mb.VEC_NEXT_RIP,
+    *range(mb.VECTOR_COUNTS, mb.VECTOR_COUNTS + 256),
+)
+LAYOUT = struct.Struct(f"<{len(MAGIC)}s{len(WORDS)}Q{lay.ENV_SAVED}s")
+
+
+def save(env: memoryview[int], box: memoryview[int]) -> bytes:
+    """The CPU as bytes. Same state, same bytes: the mailbox's address is left out."""
+    registers = bytearray(env.cast("B")[: lay.ENV_SAVED])
+    registers[lay.ENV_VM_VMCB : lay.ENV_VM_VMCB + 8] = bytes(8)
+    return LAYOUT.pack(MAGIC, *(box[word] for word in WORDS), bytes(registers))
+
+
+def restore(env: memoryview[int], box: memoryview[int], state: bytes) -> None:
+    """Put a saved CPU back; the caller repairs what points into this process.
+
+    Raises:
+        ConfigError: not a saved CPU of this version.
+    """
+    if len(state) != LAYOUT.size or not state.startswith(MAGIC):
+        raise ConfigError("the saved CPU is damaged or of another version")
+    _, *values, registers = LAYOUT.unpack(state)
+    for word, value in zip(WORDS, values, strict=True):
+        box[word] = value
+    env.cast("B")[:] = registers

@@ -1,0 +1,83 @@
+"""Where Unicorn 2.1.4 keeps things: offsets into its objects, for x86-64 Linux wheels.
+
+Nothing here is public API. check.py compares the offsets with what the public API says and refuses an unknown build.
+Names are QEMU's (target/i386/cpu.h, include/hw/core/cpu.h, include/exec/exec-all.h).
+"""
+
+from __future__ import annotations
+
+# CPUX86State, from env.
+ENV_REGS = 0x0
+ENV_EIP = 0x80
+ENV_EFLAGS = 0x88
+ENV_HFLAGS = 0xB0
+ENV_SEGS = 0xB8
+SEG_SIZE = 24
+SEG_BASE, SEG_LIMIT, SEG_FLAGS = 8, 16, 20
+ENV_LDT = 0x148
+ENV_TR = 0x160
+ENV_GDT = 0x178
+ENV_IDT = 0x190
+ENV_CR = 0x1A8
+ENV_EFER = 0x250
+ENV_STAR = 0x12D8
+ENV_LSTAR = 0x12E8
+ENV_FMASK = 0x12F8
+ENV_TSC_AUX = 0x1320
+ENV_ERROR_CODE = 0x1508
+ENV_EXCEPTION_IS_INT = 0x150C
+ENV_EXCEPTION_NEXT_EIP = 0x1510
+ENV_DR = 0x1518
+ENV_OLD_EXCEPTION = 0x1578
+ENV_VM_VMCB = 0x1580
+"""SVM's VMCB address. Our CPU model has no SVM, so the word is free: it holds the mailbox's address."""
+ENV_SAVED = 0x15C0
+"""Bytes of env that are registers: what uc_context_save copies."""
+
+ES, CS, SS, DS, FS, GS = range(6)
+RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
+
+# CPUNegativeOffsetState, which lies before env: CPUTLB, then icount_decr.
+TLB_FAST = -0x40
+"""CPUTLBDescFast[3]: mask, table."""
+TLB_DESC = -0x870
+TLB_DESC_SIZE = 0x2B8
+TLB_WINDOW_BEGIN = 0x10
+ICOUNT_HIGH = -0x0E
+TLB_ENTRY_SIZE = 64
+TLB_ENTRY_CODE = 16
+TLB_INVALID_MASK = 0x800
+FAR_FUTURE = 1 << 62
+
+# CPUState.
+CPU_EXIT_REQUEST = 0x15
+CPU_CFLAGS_NEXT_TB = 0x18
+CPU_INTERRUPT_REQUEST = 0x1C
+CPU_ENV_PTR = 0x128
+CPU_ICOUNT_DECR_PTR = 0x130
+CPU_TB_JMP_CACHE = 0x138
+CPU_EXCEPTION_INDEX = 0x81A0
+CPU_UC = 0x81A8
+CPU_CLASS = 0x81B0
+CPU_ENV = 0x8A50
+UC_TCG_CTX = 0x300
+INTERRUPT_HARD = 2
+EXCP_HLT = 0x10001
+
+# TranslationBlock.
+TB_PC = 0
+TB_SIZE_ICOUNT = 16
+"""flags:32, size:16, icount:16."""
+TB_CFLAGS = 24
+TB_TC_PTR = 32
+TB_TC_SIZE = 40
+CF_COUNT_MASK = 0x7FFF
+CF_INVALID = 0x40000
+
+# HF_* of hflags and the like.
+HF_CPL_MASK = 3
+HF_INHIBIT_IRQ_MASK = 1 << 3
+HF_LMA_MASK = 1 << 14
+DESC_P_MASK = 1 << 15
+
+MMU_KSMAP_IDX, MMU_USER_IDX, MMU_KNOSMAP_IDX = range(3)

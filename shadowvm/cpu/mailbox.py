@@ -1,0 +1,117 @@
+"""The mailbox: one array of 64-bit words that a virtual CPU's Python and native halves share.
+
+Words are numbered here and nowhere else. Native code sees them as signed, Python (`engine.box`) as unsigned.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+_next = count().__next__
+
+# Set once, when the engine is made: addresses and sizes.
+CPU = _next()
+UC = _next()
+RAM_BASE = _next()
+NR_FRAMES = _next()
+EXECUTED = _next()
+FILL_EPOCH = _next()
+WRITE_EPOCH = _next()
+TB_CACHE = _next()
+TCG_CTX = _next()
+COUNTING = _next()
+FN_SET_PAGE = _next()
+FN_FLUSH = _next()
+FN_RESTORE = _next()
+FN_LOOP_EXIT = _next()
+FN_LOOP_EXIT_NOEXC = _next()
+FN_DO_INTERRUPT = _next()
+FN_HARD_IRQ = _next()
+FN_RAISE = _next()
+FN_READ_EFLAGS = _next()
+FN_WRITE_EFLAGS = _next()
+FN_UPDATE_HFLAGS = _next()
+FN_TB_LOOKUP = _next()
+FN_PORT_IN = _next()
+FN_PORT_OUT = _next()
+
+# The last exit.
+EXIT = _next()
+EXIT_VA = _next()
+EXIT_ACCESS = _next()
+EXIT_USER = _next()
+EXIT_SMAP = _next()
+EXIT_SIZE = _next()
+EXIT_LEVEL = _next()
+EXIT_WHY = _next()
+
+# Paging.
+ROOT = _next()
+KEY_CR0 = _next()
+KEY_CR3 = _next()
+KEY_CR4 = _next()
+KEY_EFER = _next()
+MASK_CR0 = _next()
+MASK_CR3 = _next()
+MASK_CR4 = _next()
+MASK_EFER = _next()
+NR_PREV_ROOTS = 3
+PREV_ROOTS = _next()
+"""NR_PREV_ROOTS pairs (cr3, root); root 0 is an empty pair."""
+for _ in range(2 * NR_PREV_ROOTS - 1):
+    _next()
+CR3_HITS = _next()
+CR3_EXITS = _next()
+EPOCH = _next()
+WINDOW_VA = _next()
+"""Two pairs (page address, pfn); NO_WINDOW as address is an empty pair."""
+WINDOW_PFN = _next()
+WINDOW1_VA = _next()
+WINDOW1_PFN = _next()
+NO_WINDOW = 1
+
+# Counting.
+BUDGET = _next()
+"""Instructions until QUANTUM. Negative for a moment only."""
+GRANTED = _next()
+"""Sum of all budgets: GRANTED - BUDGET - STOLEN instructions have retired."""
+STOLEN = _next()
+"""The budget while KICK makes the block hook look up."""
+KICK = _next()
+LAST_TB = _next()
+FRAME_DISTANCE = _next()
+"""From the block hook's frame to the return address into the translated block; found out at start-up."""
+ASKED = _next()
+"""The next block is cut short on our own request."""
+SINGLE = _next()
+"""RIP of the instruction that must run alone, since its block reaches into a page that cannot be fetched."""
+STEP = _next()
+TSC_OFFSET = _next()
+TSC_READS = _next()
+MISCOUNTS = _next()
+
+# Events.
+EVENT_KIND = _next()
+EVENT_VECTOR = _next()
+EVENT_ERROR = _next()
+EVENT_NEXT_RIP = _next()
+IRQ_PENDING = _next()
+IRQ_VECTOR = _next()
+DELIVERING = _next()
+VECTORING = _next()
+VEC_VECTOR = _next()
+VEC_ERROR = _next()
+VEC_NEXT_RIP = _next()
+STOP = _next()
+
+# Statistics only.
+FILLS = _next()
+FETCH_FILLS = _next()
+CODE_FLUSHES = _next()
+PORT_IN_COUNT = _next()
+PORT_OUT_COUNT = _next()
+VECTOR_COUNTS = _next()
+NR_WORDS = VECTOR_COUNTS + 256
+
+TB_CACHE_SLOTS = 4096
+UNLIMITED = 1 << 62

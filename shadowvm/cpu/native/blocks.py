@@ -1,0 +1,195 @@
+"""Counting: which instruction of a translated block is at RIP, the block hook, exits, and the time-stamp counter.
+
+The hook runs before each translated block and pays for the whole block. A block that is cut short (a fault, a store
+into itself) gets the rest back: `cut` looks RIP up in the block's table of instruction starts.
+"""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from .. import layout as lay
+from .. import mailbox as mb
+from ..engine import CpuExit
+from .memory import bump, call1, call2, get, get_env, inline, ld8, ld32, ld64, put, return_slot, st32, st64
+
+QUANTUM, STOPPED = int(CpuExit.QUANTUM), int(CpuExit.STOPPED)
+LAST_WORD_TRIED = 64
+UNSET = 0xFFFF_FFFF
+
+
+@inline
+def leave(box, code):
+    """End the run: back to `enter`, which returns `code`. Does not return."""
+    cpu = get(box, mb.CPU)
+    put(box, mb.EXIT, code)
+    put(box, mb.VECTORING, get(box, mb.DELIVERING))
+    put(box, mb.DELIVERING, 0)
+    put(box, mb.LAST_TB, 0)
+    put(box, mb.ASKED, 0)
+    put(box, mb.SINGLE, -1)
+    st32(cpu + lay.CPU_ENV + lay.ENV_OLD_EXCEPTION, UNSET)
+    st32(cpu + lay.CPU_CFLAGS_NEXT_TB, UNSET)
+    st32(cpu + lay.CPU_EXCEPTION_INDEX, lay.EXCP_HLT)
+    call1(get(box, mb.FN_LOOP_EXIT), cpu)
+
+
+@inline
+def linear_rip(env):
+    return ld64(env + lay.ENV_EIP) + ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE)
+
+
+@inline
+def insn_index(tb, pc):
+    """Which instruction of block `tb` starts at `pc`, or -1.
+
+    The table behind the host code has a row (pc, cc_op, host pc) for each instruction, as signed LEB128 deltas
+    (encode_search in accel/tcg/translate-all.c).
+    """
+    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
+    at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
+    here = ld64(tb + lay.TB_PC)
+    for i in range(count):
+        for column in range(3):
+            value = 0
+            shift = 0
+            byte = 0x80
+            while byte & 0x80:
+                byte = ld8(at)
+                at += 1
+                value |= (byte & 0x7F) << shift
+                shift += 7
+            if shift < 64 and byte & 0x40:
+                value -= 1 << shift
+            if column == 0:
+                here += value
+        if here == pc:
+            return i
+    return -1
+
+
+@inline
+def cut(box, pc):
+    """The last block ended before the instruction at `pc`: give back what it did not execute."""
+    tb = get(box, mb.LAST_TB)
+    if tb != 0:
+        put(box, mb.LAST_TB, 0)
+        index = insn_index(tb, pc)
+        word = ld64(tb + lay.TB_SIZE_ICOUNT)
+        if index >= 0:
+            put(box, mb.BUDGET, get(box, mb.BUDGET) + (word >> 48 & 0xFFFF) - index)
+        elif 0 <= pc - ld64(tb + lay.TB_PC) < (word >> 32 & 0xFFFF):
+            bump(box, mb.MISCOUNTS)
+
+
+@inline
+def settle_self_modified(box, cpu):
+    """A store into its own block restarts at the store, alone: QEMU asks for a one-instruction block by itself."""
+    if ld32(cpu + lay.CPU_CFLAGS_NEXT_TB) != UNSET and get(box, mb.ASKED) == 0:
+        cut(box, linear_rip(cpu + lay.CPU_ENV))
+        put(box, mb.ASKED, 1)
+
+
+@inline
+def run_again(box):
+    """Leave the block without executing it and look it up anew. Does not return."""
+    call1(get(box, mb.FN_LOOP_EXIT_NOEXC), get(box, mb.CPU))
+
+
+@inline
+def find_block(box, slot, slot_address, pc):
+    """The block whose code calls the hook, from its return address; kept in the cache."""
+    if get(box, mb.FRAME_DISTANCE) == 0:
+        for i in range(LAST_WORD_TRIED):
+            tb = call2(get(box, mb.FN_TB_LOOKUP), get(box, mb.TCG_CTX), ld64(slot + 8 * i))
+            if tb != 0 and ld64(tb + lay.TB_PC) == pc:
+                put(box, mb.FRAME_DISTANCE, 8 * i)
+                return tb
+    back = ld64(slot + get(box, mb.FRAME_DISTANCE))
+    tb = call2(get(box, mb.FN_TB_LOOKUP), get(box, mb.TCG_CTX), back)
+    st64(slot_address, back)
+    st64(slot_address + 8, tb)
+    return tb
+
+
+@inline
+def unkick(box):
+    if get(box, mb.KICK) != 0:
+        put(box, mb.KICK, 0)
+        put(box, mb.BUDGET, get(box, mb.STOLEN))
+        put(box, mb.STOLEN, 0)
+
+
+@inline
+def block_slow(box, tb, pc, count):
+    """All that is not just paying: a shortened block, a stop, a step, the end of the budget."""
+    env = get_env(box)
+    cpu = get(box, mb.CPU)
+    st64(env + lay.ENV_EIP, pc - ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE))
+    shortened = ld64(tb + lay.TB_CFLAGS) & lay.CF_COUNT_MASK
+    if shortened != 0 and get(box, mb.ASKED) == 0:
+        cut(box, pc)
+    put(box, mb.ASKED, 0)
+    put(box, mb.LAST_TB, 0)
+    if get(box, mb.KICK) != 0:
+        unkick(box)
+        if shortened != 0:
+            put(box, mb.ASKED, 1)
+            st32(cpu + lay.CPU_CFLAGS_NEXT_TB, shortened)
+        run_again(box)
+    if get(box, mb.STEP) == 2:
+        leave(box, QUANTUM)
+    left = get(box, mb.BUDGET)
+    if get(box, mb.STEP) == 1:
+        put(box, mb.STEP, 2)
+    elif left <= 0:
+        leave(box, QUANTUM)
+    elif count > left:
+        put(box, mb.ASKED, 1)
+        st32(cpu + lay.CPU_CFLAGS_NEXT_TB, left)
+        run_again(box)
+    put(box, mb.BUDGET, left - count)
+    put(box, mb.LAST_TB, tb)
+
+
+@inline
+def on_block(box, pc):
+    """The hook of UC_HOOK_BLOCK."""
+    slot = return_slot()
+    back = ld64(slot + get(box, mb.FRAME_DISTANCE))
+    slot_address = get(box, mb.TB_CACHE) + ((back >> 4 & (mb.TB_CACHE_SLOTS - 1)) << 4)
+    tb = ld64(slot_address + 8)
+    if ld64(slot_address) != back or ld64(tb + lay.TB_PC) != pc:
+        tb = find_block(box, slot, slot_address, pc)
+    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
+    left = get(box, mb.BUDGET)
+    if count > left or ld64(tb + lay.TB_CFLAGS) & lay.CF_COUNT_MASK:
+        block_slow(box, tb, pc, count)
+    else:
+        put(box, mb.BUDGET, left - count)
+        put(box, mb.LAST_TB, tb)
+
+
+@inline
+def retired(box, pc):
+    """Instructions retired before the one at `pc`, from inside a block."""
+    total = get(box, mb.GRANTED) - get(box, mb.BUDGET) - get(box, mb.STOLEN)
+    tb = get(box, mb.LAST_TB)
+    if tb != 0:
+        index = insn_index(tb, pc)
+        if index >= 0:
+            total -= (ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF) - index
+    return total
+
+
+@inline
+def on_rdtsc(box):
+    """RDTSC: retired instructions plus TSC_OFFSET; without counting, a number that grows at each read."""
+    env = get_env(box)
+    if get(box, mb.COUNTING) != 0:
+        now = retired(box, linear_rip(env))
+    else:
+        now = get(box, mb.TSC_READS) * 1024
+    bump(box, mb.TSC_READS)
+    now += get(box, mb.TSC_OFFSET)
+    st64(env + lay.ENV_REGS + 8 * lay.RAX, now & 0xFFFF_FFFF)
+    st64(env + lay.ENV_REGS + 8 * lay.RDX, now >> 32 & 0xFFFF_FFFF)

@@ -1,0 +1,98 @@
+"""The callbacks with the C signatures that Unicorn calls. `CALLBACKS` is what build.py compiles."""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from numba import cfunc, types
+
+from .. import layout as lay
+from .blocks import on_block, on_rdtsc
+from .interrupt import on_exception, on_interrupt, on_syscall
+from .memory import get_env, ld64, st64
+from .ports import on_in, on_out
+from .walker import on_fill, walk
+
+i64, u32, i32, boolean, void = types.int64, types.uint32, types.int32, types.boolean, types.void
+
+
+def callback(*signature):
+    return cfunc(signature[0](*signature[1:]), forceinline=True)
+
+
+@callback(boolean, i64, i64, i32, i32, i32, boolean, i64)
+def fill(cpu, va, size, access, idx, probe, retaddr):
+    return on_fill(cpu, va, i64(size), i64(access), i64(idx), probe, retaddr)
+
+
+@callback(boolean, i64, i32)
+def interrupt(cpu, request):
+    return on_interrupt(cpu)
+
+
+@callback(void, i64, u32, i64)
+def exception(uc, vector, box):
+    on_exception(box, i64(vector))
+
+
+@callback(boolean, i64, i64)
+def invalid(uc, box):
+    on_exception(box, i64(6))
+    return True
+
+
+@callback(void, i64, i64)
+def syscall(uc, box):
+    on_syscall(box)
+
+
+@callback(void, i64, i64, u32, i64)
+def block(uc, pc, size, box):
+    on_block(box, pc)
+
+
+@callback(i32, i64, i64)
+def rdtsc(uc, box):
+    on_rdtsc(box)
+    return i32(1)
+
+
+@callback(i32, i64, i64)
+def rdtscp(uc, box):
+    on_rdtsc(box)
+    env = get_env(box)
+    st64(env + lay.ENV_REGS + 8 * lay.RCX, ld64(env + lay.ENV_TSC_AUX) & 0xFFFF_FFFF)
+    return i32(1)
+
+
+@callback(u32, i64, u32, i32, i64)
+def port_in(uc, port, size, box):
+    return u32(on_in(box, i64(port), i64(size)))
+
+
+@callback(void, i64, u32, i32, u32, i64)
+def port_out(uc, port, size, value, box):
+    on_out(box, i64(port), i64(size), i64(value))
+
+
+@callback(i64, i64, i64, i64, i64)
+def walk_once(box, va, access, idx):
+    """Only for tests: one walk, as `fill` does it."""
+    return walk(box, va, access, idx)
+
+
+CALLBACKS = {
+    f.__name__: f
+    for f in (
+        fill,
+        interrupt,
+        exception,
+        invalid,
+        syscall,
+        block,
+        rdtsc,
+        rdtscp,
+        port_in,
+        port_out,
+        walk_once,
+    )
+}

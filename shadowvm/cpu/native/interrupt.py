@@ -1,0 +1,173 @@
+"""Exceptions and interrupts: delivery through the guest's IDT inside the run, SYSCALL, and the INT hooks.
+
+QEMU's own x86_cpu_do_interrupt does the work. Around it: which event is being delivered (so that a page fault on the
+IDT, the TSS or the stack becomes an exit and the event can be queued again), and the flaws of QEMU 5 put right.
+"""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from ... import x86
+from .. import layout as lay
+from .. import mailbox as mb
+from ..engine import CpuExit, EventKind
+from .blocks import cut, leave, linear_rip, settle_self_modified
+from .memory import bump, call1, call3, call4, get, get_env, inline, ld32, ld64, put, st32, st64
+from .walker import code_byte
+
+STOPPED, QUANTUM = int(CpuExit.STOPPED), int(CpuExit.QUANTUM)
+EXCEPTION, SOFTWARE, INTERRUPT, NMI = (int(kind) for kind in EventKind)
+SEGMENT_FLAGS_TSS = 0x8B00
+UNSET = 0xFFFF_FFFF
+OPCODE_INT3, OPCODE_INT = 0xCC, 0xCD
+SYSCALL_CS_FLAGS, SYSCALL_SS_FLAGS = 0x00A0_9B00, 0x00C0_9300
+OPCODE_0F, OPCODE_SYSCALL = 0x0F, 0x05
+
+
+@inline
+def remember(box, kind, vector, error, next_rip):
+    """What `vectoring` will report if the delivery does not get through."""
+    put(box, mb.DELIVERING, kind)
+    put(box, mb.VEC_VECTOR, vector)
+    put(box, mb.VEC_ERROR, error)
+    put(box, mb.VEC_NEXT_RIP, next_rip)
+
+
+@inline
+def prepare_tss(env):
+    """QEMU aborts the process when it needs a stack from a null TR; a present TSS of length 0 gives #TS."""
+    if not ld32(env + lay.ENV_TR + lay.SEG_FLAGS) & lay.DESC_P_MASK:
+        st64(env + lay.ENV_TR + lay.SEG_BASE, 0)
+        st32(env + lay.ENV_TR + lay.SEG_LIMIT, 0)
+        st32(env + lay.ENV_TR + lay.SEG_FLAGS, SEGMENT_FLAGS_TSS)
+
+
+@inline
+def deliver(box, vector):
+    """Let QEMU deliver cpu->exception_index; comes back only if it got through."""
+    prepare_tss(get_env(box))
+    call1(get(box, mb.FN_DO_INTERRUPT), get(box, mb.CPU))
+    put(box, mb.DELIVERING, 0)
+    bump(box, mb.VECTOR_COUNTS + vector)
+
+
+@inline
+def int_length(box, next_rip, vector):
+    """Length of the INT before `next_rip`: INT3 or INT n. Redundant prefixes are not seen."""
+    one = code_byte(box, next_rip - 1)
+    two = code_byte(box, next_rip - 2)
+    return 1 if vector == x86.BP_VECTOR and one == OPCODE_INT3 and two != OPCODE_INT else 2
+
+
+@inline
+def on_exception(box, vector):
+    """UC_HOOK_INTR and UC_HOOK_INSN_INVALID: an exception of the current instruction, or INT n."""
+    env = get_env(box)
+    if ld32(env + lay.ENV_EXCEPTION_IS_INT):
+        next_rip = ld64(env + lay.ENV_EXCEPTION_NEXT_EIP)
+        base = linear_rip(env) - ld64(env + lay.ENV_EIP)
+        st64(env + lay.ENV_EIP, next_rip - int_length(box, base + next_rip, vector))
+        put(box, mb.LAST_TB, 0)
+        put(box, mb.BUDGET, get(box, mb.BUDGET) + 1)
+        remember(box, SOFTWARE, vector, 0, next_rip)
+        deliver(box, vector)
+        put(box, mb.BUDGET, get(box, mb.BUDGET) - 1)
+        return
+    if vector == x86.DB_VECTOR and get(box, mb.STEP) == 3:
+        put(box, mb.STEP, 0)
+        leave(box, QUANTUM)
+    cut(box, linear_rip(env))
+    error = ld32(env + lay.ENV_ERROR_CODE)
+    if vector in (x86.GP_VECTOR, x86.NP_VECTOR) and error & 2 and ld32(env + lay.ENV_HFLAGS) & lay.HF_LMA_MASK:
+        # QEMU 5 computes IDT error codes of long mode as vector * 16 + 2.
+        error = (error >> 4 << 3) | (error & 3)
+        st32(env + lay.ENV_ERROR_CODE, error)
+    remember(box, EXCEPTION, vector, error, 0)
+    deliver(box, vector)
+
+
+@inline
+def deliver_queued(box, cpu, env):
+    """The event that the hypervisor queued."""
+    kind, vector = get(box, mb.EVENT_KIND), get(box, mb.EVENT_VECTOR)
+    error, next_rip = get(box, mb.EVENT_ERROR), get(box, mb.EVENT_NEXT_RIP)
+    put(box, mb.EVENT_KIND, 0)
+    remember(box, kind, vector, error, next_rip)
+    if kind in (INTERRUPT, NMI):
+        deliver_hard(box, env, vector)
+        return
+    st32(cpu + lay.CPU_EXCEPTION_INDEX, vector)
+    st32(env + lay.ENV_ERROR_CODE, error)
+    st32(env + lay.ENV_EXCEPTION_IS_INT, 1 if kind == SOFTWARE else 0)
+    st64(env + lay.ENV_EXCEPTION_NEXT_EIP, next_rip)
+    contributory = vector in (x86.DE_VECTOR, x86.DF_VECTOR, x86.PF_VECTOR) or 10 <= vector <= 13
+    st32(env + lay.ENV_OLD_EXCEPTION, vector if contributory and kind == EXCEPTION else UNSET)
+    deliver(box, vector)
+    if kind == SOFTWARE:
+        put(box, mb.BUDGET, get(box, mb.BUDGET) - 1)
+
+
+@inline
+def deliver_hard(box, env, vector):
+    prepare_tss(env)
+    st32(env + lay.ENV_OLD_EXCEPTION, UNSET)
+    call3(get(box, mb.FN_HARD_IRQ), env, vector, 1)
+    put(box, mb.DELIVERING, 0)
+    bump(box, mb.VECTOR_COUNTS + vector)
+
+
+@inline
+def on_interrupt(cpu):
+    """CPUClass.cpu_exec_interrupt, called between blocks while interrupt_request is set."""
+    env = cpu + lay.CPU_ENV
+    box = ld64(env + lay.ENV_VM_VMCB)
+    settle_self_modified(box, cpu)
+    if get(box, mb.STOP) != 0:
+        put(box, mb.STOP, 0)
+        leave(box, STOPPED)
+    if get(box, mb.EVENT_KIND) != 0:
+        put(box, mb.LAST_TB, 0)
+        deliver_queued(box, cpu, env)
+        return True
+    if get(box, mb.IRQ_PENDING) == 0:
+        st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
+        return False
+    shadow = ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK
+    if shadow or not ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF:
+        return False
+    vector = get(box, mb.IRQ_VECTOR)
+    put(box, mb.IRQ_PENDING, 0)
+    put(box, mb.LAST_TB, 0)
+    remember(box, INTERRUPT, vector, 0, 0)
+    deliver_hard(box, env, vector)
+    return True
+
+
+@inline
+def on_syscall(box):
+    """SYSCALL (SDM vol. 2): Unicorn's own does nothing. It adds the instruction's length to RIP afterwards."""
+    env = get_env(box)
+    if not ld64(env + lay.ENV_EFER) & x86.EFER_SCE:
+        call4(get(box, mb.FN_RAISE), env, x86.UD_VECTOR, 0, 0)
+    rip = ld64(env + lay.ENV_EIP)
+    length = 2
+    while length < 15 and code_byte(box, rip + length - 1) not in (OPCODE_SYSCALL, -1):
+        length += 1
+    selector = ld64(env + lay.ENV_STAR) >> 32 & 0xFFFC
+    flags = call1(get(box, mb.FN_READ_EFLAGS), env) & ~0x10000
+    st64(env + lay.ENV_REGS + 8 * lay.RCX, rip + length)
+    st64(env + lay.ENV_REGS + 8 * 11, flags)
+    call3(get(box, mb.FN_WRITE_EFLAGS), env, flags & ~ld64(env + lay.ENV_FMASK), UNSET)
+    set_flat(env, lay.CS, selector, SYSCALL_CS_FLAGS)
+    set_flat(env, lay.SS, selector + 8, SYSCALL_SS_FLAGS)
+    call1(get(box, mb.FN_UPDATE_HFLAGS), env)
+    st64(env + lay.ENV_EIP, ld64(env + lay.ENV_LSTAR) - length)
+
+
+@inline
+def set_flat(env, segment, selector, flags):
+    at = env + lay.ENV_SEGS + lay.SEG_SIZE * segment
+    st32(at, selector)
+    st64(at + lay.SEG_BASE, 0)
+    st32(at + lay.SEG_LIMIT, UNSET)
+    st32(at + lay.SEG_FLAGS, flags)

@@ -1,0 +1,262 @@
+"""The CPU's page walker: CPUClass.tlb_fill over 4-level x86 tables in host frames. Its twin is ../walker.py.
+
+A walk that fails leaves the run with the state of the instruction's start and the reason in the mailbox.
+"""
+# mypy: disable-error-code="untyped-decorator,no-untyped-def,no-untyped-call"
+
+from __future__ import annotations
+
+from ... import x86
+from .. import layout as lay
+from .. import mailbox as mb
+from ..engine import CpuExit, WalkFault
+from .blocks import cut, leave, linear_rip, run_again
+from .memory import bump, call1, call3, call6, get, inline, ld8, ld64, put, st8, st32, st64
+
+WALK_FAULT = int(CpuExit.WALK_FAULT)
+CR_ACCESS = int(CpuExit.CR_ACCESS)
+NON_CANONICAL = int(CpuExit.NON_CANONICAL)
+NOT_PRESENT, NO_WRITE, NO_USER, NO_EXEC, SMEP, SMAP, BAD_FRAME = (int(why) for why in WalkFault)
+A, D, P, PS = x86.PT_ACCESSED, x86.PT_DIRTY, x86.PT_PRESENT, x86.PT_PAGE_SIZE
+W, U = x86.PT_WRITABLE, x86.PT_USER
+ADDR, PAGE_MASK = x86.PT_ADDR_MASK, -4096
+READ, WRITE, FETCH = 0, 1, 2
+HALF = 1 << 47
+
+
+@inline
+def keys_match(box, env):
+    """Do CR0, CR3, CR4 and EFER still select the current root?"""
+    cr = env + lay.ENV_CR
+    return (
+        (ld64(cr) ^ get(box, mb.KEY_CR0)) & get(box, mb.MASK_CR0)
+        | (ld64(cr + 24) ^ get(box, mb.KEY_CR3)) & get(box, mb.MASK_CR3)
+        | (ld64(cr + 32) ^ get(box, mb.KEY_CR4)) & get(box, mb.MASK_CR4)
+        | (ld64(env + lay.ENV_EFER) ^ get(box, mb.KEY_EFER)) & get(box, mb.MASK_EFER)
+    ) == 0
+
+
+@inline
+def switch_root(box, env):
+    """If only CR3 differs, swap the current root with the kept one of that CR3 (cached_root_find_and_keep_current)."""
+    cr = env + lay.ENV_CR
+    others = (
+        (ld64(cr) ^ get(box, mb.KEY_CR0)) & get(box, mb.MASK_CR0)
+        | (ld64(cr + 32) ^ get(box, mb.KEY_CR4)) & get(box, mb.MASK_CR4)
+        | (ld64(env + lay.ENV_EFER) ^ get(box, mb.KEY_EFER)) & get(box, mb.MASK_EFER)
+    )
+    if others == 0 and get(box, mb.CR3_EXITS) == 0:
+        cr3 = ld64(cr + 24) & get(box, mb.MASK_CR3)
+        for i in range(mb.NR_PREV_ROOTS):
+            pair = mb.PREV_ROOTS + 2 * i
+            root = get(box, pair + 1)
+            if root != 0 and get(box, pair) == cr3:
+                put(box, pair, get(box, mb.KEY_CR3))
+                put(box, pair + 1, get(box, mb.ROOT))
+                put(box, mb.KEY_CR3, cr3)
+                put(box, mb.ROOT, root)
+                bump(box, mb.CR3_HITS)
+                return True
+    return False
+
+
+@inline
+def translate(box, va):
+    """Host physical address of `va` by the current root whatever the rights, or -1. Marks nothing."""
+    if not -HALF <= va < HALF:
+        return -1
+    table = get(box, mb.ROOT) >> 12
+    for level in range(4, 0, -1):
+        if table >= get(box, mb.NR_FRAMES):
+            return -1
+        shift = 3 + 9 * level
+        entry = ld64(get(box, mb.RAM_BASE) + (table << 12) + (va >> shift & 511) * 8)
+        if not entry & P:
+            return -1
+        if level == 1 or (level < 4 and entry & PS):
+            inside = (1 << shift) - 1
+            hpa = (entry & ADDR & ~inside) | (va & inside)
+            return hpa if hpa >> 12 < get(box, mb.NR_FRAMES) else -1
+        table = (entry & ADDR) >> 12
+    return -1
+
+
+@inline
+def code_byte(box, va):
+    """A byte of guest code without touching the TLB, or -1."""
+    hpa = translate(box, va)
+    return -1 if hpa < 0 else ld8(get(box, mb.RAM_BASE) + hpa)
+
+
+@inline
+def why_refused(box, rights, nx, access, idx):
+    """-1 if the accumulated rights allow the access, else why not."""
+    if access == FETCH:
+        if nx:
+            return NO_EXEC
+        if idx == lay.MMU_USER_IDX:
+            return -1 if rights & U else NO_USER
+        return SMEP if rights & U and get(box, mb.KEY_CR4) & x86.CR4_SMEP else -1
+    if idx == lay.MMU_USER_IDX and not rights & U:
+        return NO_USER
+    if idx == lay.MMU_KSMAP_IDX and rights & U:
+        return SMAP
+    return NO_WRITE if access == WRITE and not rights & W else -1
+
+
+@inline
+def walk(box, va, access, idx):
+    """Walk for one access; marks A and D. Returns pfn << 1 | may be mapped writable, or -1 with EXIT_LEVEL and EXIT_WHY."""
+    ram, frames = get(box, mb.RAM_BASE), get(box, mb.NR_FRAMES)
+    table = get(box, mb.ROOT) >> 12
+    rights, nx = W | U, False
+    at4 = at3 = at2 = 0
+    level = 4
+    while True:
+        put(box, mb.EXIT_LEVEL, level)
+        if table >= frames:
+            put(box, mb.EXIT_WHY, BAD_FRAME)
+            return -1
+        shift = 3 + 9 * level
+        at = ram + (table << 12) + (va >> shift & 511) * 8
+        entry = ld64(at)
+        if not entry & P:
+            put(box, mb.EXIT_WHY, NOT_PRESENT)
+            return -1
+        rights &= entry
+        nx |= entry < 0
+        if level == 1 or (level < 4 and entry & PS):
+            break
+        if level == 4:
+            at4 = at
+        elif level == 3:
+            at3 = at
+        else:
+            at2 = at
+        table = (entry & ADDR) >> 12
+        level -= 1
+    inside = (1 << (shift - 12)) - 1
+    pfn = ((entry & ADDR) >> 12 & ~inside) | (va >> 12 & inside)
+    why = why_refused(box, rights, nx, access, idx)
+    if why >= 0 or pfn >= frames:
+        put(box, mb.EXIT_WHY, why if why >= 0 else BAD_FRAME)
+        return -1
+    mark(at4, A)
+    mark(at3, A)
+    mark(at2, A)
+    mark(at, A | D if access == WRITE else A)
+    return pfn << 1 | (1 if rights & W and (access == WRITE or entry & D) else 0)
+
+
+@inline
+def mark(at, bits):
+    if at != 0:
+        entry = ld64(at)
+        if entry & bits != bits:
+            st64(at, entry | bits)
+
+
+@inline
+def fill_fetch(box, cpu, page, pfn, idx):
+    """The first fetch from a frame drops the TLB: entries that would let stores pass unseen may be in it."""
+    executed = get(box, mb.EXECUTED) + pfn
+    bump(box, mb.FETCH_FILLS)
+    if ld8(executed) == 0:
+        st8(executed, 1)
+        bump(box, mb.CODE_FLUSHES)
+        call1(get(box, mb.FN_FLUSH), cpu)
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5, idx, 4096)
+
+
+@inline
+def fill_data(box, cpu, page, pfn, idx, writable):
+    """Map for data. X beside W keeps stores to executed frames on the slow path, which sees them (but must not
+    open the page to fetches: addr_code becomes a value that no address matches)."""
+    if not writable:
+        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 1, idx, 4096)
+        return
+    st32(get(box, mb.WRITE_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
+    if ld8(get(box, mb.EXECUTED) + pfn) == 0:
+        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3, idx, 4096)
+        return
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 7, idx, 4096)
+    fast = cpu + lay.CPU_ENV + lay.TLB_FAST + 16 * idx
+    entry = ld64(fast + 8) + (page >> 12 & ld64(fast) >> 6) * lay.TLB_ENTRY_SIZE
+    st64(entry + lay.TLB_ENTRY_CODE, page | lay.TLB_INVALID_MASK)
+
+
+@inline
+def in_window(box, page, access):
+    """The frame that a write window maps at this page, or -1."""
+    if access != FETCH:
+        if get(box, mb.WINDOW_VA) == page:
+            return get(box, mb.WINDOW_PFN)
+        if get(box, mb.WINDOW1_VA) == page:
+            return get(box, mb.WINDOW1_PFN)
+    return -1
+
+
+@inline
+def execute_alone(box, cpu, env, va):
+    """A block reaches into a page that cannot be fetched: run its first instruction alone, then see."""
+    rip = linear_rip(env)
+    if get(box, mb.DELIVERING) == 0 and (va ^ rip) & PAGE_MASK and get(box, mb.SINGLE) != rip:
+        put(box, mb.SINGLE, rip)
+        put(box, mb.ASKED, 1)
+        st32(cpu + lay.CPU_CFLAGS_NEXT_TB, 1)
+        run_again(box)
+
+
+@inline
+def refuse(box, cpu, va, size, access, idx, retaddr, code):
+    """Leave the run: the access cannot be done. Does not return."""
+    env = cpu + lay.CPU_ENV
+    call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
+    if access == FETCH:
+        if code == WALK_FAULT:
+            execute_alone(box, cpu, env, va)
+        tb = get(box, mb.LAST_TB)
+        if tb != 0 and ld64(tb + lay.TB_CFLAGS) & lay.CF_INVALID:
+            cut(box, linear_rip(env))
+    elif get(box, mb.DELIVERING) == 0:
+        cut(box, linear_rip(env))
+    put(box, mb.EXIT_VA, va)
+    put(box, mb.EXIT_ACCESS, access)
+    put(box, mb.EXIT_USER, 1 if idx == lay.MMU_USER_IDX else 0)
+    put(box, mb.EXIT_SMAP, 1 if idx == lay.MMU_KSMAP_IDX else 0)
+    put(box, mb.EXIT_SIZE, size)
+    leave(box, code)
+
+
+@inline
+def on_fill(cpu, va, size, access, idx, probe, retaddr):
+    """CPUClass.tlb_fill: True if the TLB now maps `va` for this access."""
+    env = cpu + lay.CPU_ENV
+    box = ld64(env + lay.ENV_VM_VMCB)
+    page = va & PAGE_MASK
+    # The TLB must shrink by use alone: host time in it would make runs differ.
+    st64(env + lay.TLB_DESC + lay.TLB_DESC_SIZE * idx + lay.TLB_WINDOW_BEGIN, lay.FAR_FUTURE)
+    bump(box, mb.FILLS)
+    pfn = in_window(box, page, access)
+    writable = 1
+    if pfn < 0:
+        code = 0
+        if not keys_match(box, env) and not switch_root(box, env):
+            code = CR_ACCESS
+        elif not -HALF <= va < HALF:
+            code = NON_CANONICAL
+        else:
+            found = walk(box, va, access, idx)
+            if found < 0:
+                code = WALK_FAULT
+            pfn, writable = found >> 1, found & 1
+        if code != 0:
+            if not probe:
+                refuse(box, cpu, va, size, access, idx, retaddr, code)
+            return False
+    st32(get(box, mb.FILL_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
+    if access == FETCH:
+        fill_fetch(box, cpu, page, pfn, idx)
+    else:
+        fill_data(box, cpu, page, pfn, idx, writable)
+    return True

@@ -1,0 +1,363 @@
+"""UnicornEngine: one virtual CPU on Unicorn 2.1.4, over host RAM that all of a machine's CPUs share.
+
+    engine = UnicornEngine(ram)
+    engine.init_long_mode(entry, cr3, gdt_base, gdt_limit, rsp)
+    engine.load_root(root, engine.cr3, engine.cr0, engine.cr4, engine.efer)
+    exit = engine.enter()
+
+Unicorn's TLB is filled by the native walker (native/walker.py) from 4-level tables in host frames; the engine writes
+nothing there but A and D bits. `env` is Unicorn's live register file as 64-bit words, with indices RIP, CR0... of this
+module; `box` is the mailbox. An entry with a walk fault takes about 1 us.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+from .. import x86
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva, Hpa, Pfn
+from ..errors import ModelBug
+from ..phys import Ram
+from . import context, registers, roots
+from . import layout as lay
+from . import mailbox as mb
+from .check import peek
+from .engine import FETCH, CpuExit, Event, EventKind, InHandler, OutHandler
+from .interrupt import queue, vectored
+from .library import CTL_TB_FLUSH, library
+from .native.cache import load as load_native
+from .registers import CR2, DR6, MASK64, RIP, Registers
+from .setup import NATIVE_CALLS, control, hide_features, open_unicorn, patch
+
+RFLAGS_TF = 1 << 8
+FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
+IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
+OUT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
+
+
+class Arena:
+    """Zeroed memory at a fixed address, for arrays that native code shares."""
+
+    __slots__ = ("_anchor", "_map", "address", "b")
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, max(size, 1))
+        self._anchor = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(self._anchor)
+        self.b = memoryview(self._map)
+
+
+class UnicornEngine(Registers):
+    """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed."""
+
+    def __init__(self, ram: Ram, vcpu_id: int = 0, counting: bool = True) -> None:
+        self.ram, self.vcpu_id, self.counting = ram, vcpu_id, counting
+        self.error = ""
+        lib = library()
+        self._native = load_native()
+        self._uc, self._cpu = open_unicorn(lib, ram)
+        super().__init__(lib, self._cpu + lay.CPU_ENV)
+        self._make_arrays()
+        patch(lib, self._uc, self._cpu, self._native.address, self._arena.address, counting)
+        hide_features(lib, self._env_address)
+        self._in: InHandler = lambda port, size: (1 << 8 * size) - 1
+        self._out: OutHandler = lambda port, size, value: None
+        self._callbacks = (IN_CALLBACK(self._port_in), OUT_CALLBACK(self._port_out))
+        for word, callback in zip((mb.FN_PORT_IN, mb.FN_PORT_OUT), self._callbacks, strict=True):
+            self.box[word] = ctypes.cast(callback, ctypes.c_void_p).value or 0
+        self._raised: BaseException | None = None
+        self._running = False
+        self._request = ctypes.c_uint32.from_address(self._cpu + lay.CPU_INTERRUPT_REQUEST)
+        self._cflags_next = ctypes.c_uint32.from_address(self._cpu + lay.CPU_CFLAGS_NEXT_TB)
+        self._start = lib.uc_emu_start
+
+    def _make_arrays(self) -> None:
+        frames = self.ram.nr_frames
+        self._arena = Arena(8 * mb.NR_WORDS)
+        self.box = box = self._arena.b.cast("Q")
+        self._executed, self._fills, self._writes = Arena(frames), Arena(4 * frames), Arena(4 * frames)
+        self._tb_cache = Arena(16 * mb.TB_CACHE_SLOTS)
+        self.executed = self._executed.b
+        self.fill_epoch, self.write_epoch = self._fills.b.cast("I"), self._writes.b.cast("I")
+        for word, value in (
+            (mb.CPU, self._cpu),
+            (mb.UC, self._uc),
+            (mb.RAM_BASE, self.ram.base),
+            (mb.NR_FRAMES, frames),
+            (mb.EXECUTED, self._executed.address),
+            (mb.FILL_EPOCH, self._fills.address),
+            (mb.WRITE_EPOCH, self._writes.address),
+            (mb.TB_CACHE, self._tb_cache.address),
+            (mb.TCG_CTX, peek(self._uc + lay.UC_TCG_CTX)),
+            (mb.COUNTING, int(self.counting)),
+            (mb.WINDOW_VA, mb.NO_WINDOW),
+            (mb.WINDOW1_VA, mb.NO_WINDOW),
+            (mb.EPOCH, 1),
+            (mb.BUDGET, mb.UNLIMITED),
+            (mb.GRANTED, mb.UNLIMITED),
+            (mb.SINGLE, MASK64),
+            (mb.ROOT, roots.NO_ROOT),
+            (mb.KEY_CR3, roots.NO_CR3),
+            *roots.KEY_MASKS.items(),
+            *((word, self._lib.address(name)) for word, name in NATIVE_CALLS.items()),
+        ):
+            box[word] = value
+
+    # Running.
+
+    def enter(self) -> int:
+        """Run until an exit; the CpuExit. An exception of a port handler is raised here."""
+        box = self.box
+        box[mb.EXIT] = box[mb.VECTORING] = 0
+        self._running = True
+        error = self._start(self._uc, self.env[RIP], 0, 0, 0)
+        self._running = False
+        code = box[mb.EXIT]
+        if error or not code or self._raised:
+            return self._settle(error, code)
+        return code
+
+    def _settle(self, error: int, code: int) -> int:
+        box = self.box
+        if self._raised is not None:
+            raised, self._raised = self._raised, None
+            raise raised
+        if error:
+            self.error = self._lib.uc_strerror(error).decode()
+            return CpuExit.UNSUPPORTED
+        if code:
+            return code
+        box[mb.LAST_TB] = box[mb.DELIVERING] = box[mb.ASKED] = 0
+        box[mb.SINGLE] = MASK64
+        if self.old_exception == x86.DF_VECTOR:
+            self.old_exception = 0xFFFF_FFFF
+            return CpuExit.SHUTDOWN
+        return CpuExit.HLT
+
+    @property
+    def old_exception(self) -> int:
+        return ctypes.c_uint32.from_address(self._env_address + lay.ENV_OLD_EXCEPTION).value
+
+    @old_exception.setter
+    def old_exception(self, value: int) -> None:
+        ctypes.c_uint32.from_address(self._env_address + lay.ENV_OLD_EXCEPTION).value = value
+
+    def step(self) -> int:
+        """Execute one instruction from RIP (one iteration of a rep): QUANTUM if it retired, else the exit.
+
+        An exception that the instruction raises is delivered; the step then ends at its handler.
+        """
+        box = self.box
+        if not self.counting:
+            return self._step_by_trap()
+        # With no budget every block comes to the hook's slow path, which knows about steps.
+        saved = box[mb.BUDGET]
+        box[mb.GRANTED] = box[mb.GRANTED] - saved & MASK64
+        box[mb.BUDGET] = 0
+        box[mb.STEP] = box[mb.ASKED] = 1
+        self._cflags_next.value = 1
+        try:
+            code = self.enter()
+        finally:
+            done, box[mb.STEP] = box[mb.STEP] == 2, 0
+            box[mb.GRANTED] = box[mb.GRANTED] + saved & MASK64
+            box[mb.BUDGET] = box[mb.BUDGET] + saved & MASK64
+        if done and code != CpuExit.HLT and box[mb.EXIT_ACCESS] == FETCH and code in FETCH_EXITS:
+            return CpuExit.QUANTUM
+        return code
+
+    def _step_by_trap(self) -> int:
+        """Without the block hook: by the trap flag. PUSHF would push it."""
+        env, box = self.env, self.box
+        saved, flags = env[DR6], self.rflags
+        start = env[RIP]
+        self.rflags = flags | RFLAGS_TF
+        box[mb.STEP] = 3
+        code = self.enter()
+        trapped = not box[mb.STEP]
+        box[mb.STEP] = 0
+        env[DR6] = saved
+        if not flags & RFLAGS_TF:
+            self.rflags &= ~RFLAGS_TF
+        if not trapped and code in FETCH_EXITS and box[mb.EXIT_ACCESS] == FETCH and env[RIP] != start:
+            return CpuExit.QUANTUM
+        return code
+
+    def set_budget(self, instructions: int) -> None:
+        """Instructions until QUANTUM."""
+        if not self.counting:
+            raise ModelBug("a budget needs a counting engine")
+        box = self.box
+        box[mb.GRANTED] = box[mb.GRANTED] + instructions - box[mb.BUDGET] - box[mb.STOLEN] & MASK64
+        if box[mb.KICK]:
+            box[mb.STOLEN] = instructions
+        else:
+            box[mb.BUDGET] = instructions
+
+    @property
+    def instructions(self) -> int:
+        """Instructions retired so far; exact at every exit. 0 without counting."""
+        box = self.box
+        return box[mb.GRANTED] - box[mb.BUDGET] - box[mb.STOLEN] & MASK64
+
+    def request_stop(self) -> None:
+        """From a port handler: end the run after this instruction with STOPPED."""
+        self.box[mb.STOP] = 1
+        self._kick()
+
+    def _kick(self) -> None:
+        """Have the main loop look at interrupts as soon as the current block ends."""
+        self._request.value |= lay.INTERRUPT_HARD
+        if not self._running:
+            return
+        box = self.box
+        if not self.counting:
+            ctypes.c_uint16.from_address(self._env_address + lay.ICOUNT_HIGH).value = 0xFFFF
+        elif not box[mb.KICK]:
+            box[mb.KICK], box[mb.STOLEN], box[mb.BUDGET] = 1, box[mb.BUDGET], 0
+
+    # Ports.
+
+    def on_in(self, handler: InHandler) -> None:
+        """`handler(port, size)` answers IN."""
+        self._in = handler
+
+    def on_out(self, handler: OutHandler) -> None:
+        """`handler(port, size, value)` takes OUT."""
+        self._out = handler
+
+    def _port_in(self, port: int, size: int) -> int:
+        try:
+            return self._in(port, size) & 0xFFFF_FFFF
+        except BaseException as error:  # no exception may cross native frames: enter() raises it
+            self._raised = error
+            self.request_stop()
+            return 0
+
+    def _port_out(self, port: int, size: int, value: int) -> None:
+        try:
+            self._out(port, size, value)
+        except BaseException as error:
+            self._raised = error
+            self.request_stop()
+
+    # Events.
+
+    def queue_event(self, event: Event) -> None:
+        """Deliver at the next entry; an INTERRUPT waits for IF and the STI shadow."""
+        box = self.box
+        if event.kind is EventKind.INTERRUPT:
+            if box[mb.IRQ_PENDING]:
+                raise ModelBug(f"interrupt {event.vector} queued over interrupt {box[mb.IRQ_VECTOR]}")
+            box[mb.IRQ_PENDING], box[mb.IRQ_VECTOR] = 1, event.vector
+        else:
+            queue(box, event)
+            if event.cr2 is not None:
+                self.env[CR2] = event.cr2
+        self._kick()
+
+    def requeue(self, event: Event) -> None:
+        """Deliver again, at once, what `vectoring` gave: it had been accepted before."""
+        queue(self.box, event)
+        self._kick()
+
+    def vectoring(self) -> Event | None:
+        """The event that was being delivered when the last exit happened."""
+        return vectored(self.box)
+
+    @property
+    def irq_pending(self) -> bool:
+        """An interrupt is queued and waits for its window."""
+        return bool(self.box[mb.IRQ_PENDING])
+
+    # The TLB and the tables it is filled from.
+
+    def load_root(self, root: Hpa, cr3: int, cr0: int, cr4: int, efer: int) -> None:
+        """Make the table at `root` current for these registers. If only CR3 differs, the former root is kept."""
+        roots.load(self.box, root, cr3, cr0, cr4, efer)
+
+    def kept_roots(self) -> list[tuple[int, int]]:
+        """(cr3, root) of the roots that a CR3 write switches to without an exit, latest first."""
+        return roots.kept(self.box)
+
+    def drop_root(self, cr3: int) -> None:
+        """Forget the root of one CR3, current or kept; the next use is a CR_ACCESS exit. The caller flushes."""
+        roots.drop(self.box, cr3)
+
+    def drop_all_roots(self) -> None:
+        """Forget every root. The caller flushes."""
+        roots.drop_all(self.box)
+
+    def flush_tlb(self) -> None:
+        """Empty the TLB; nothing is cached from before this epoch."""
+        self._lib.tlb_flush(self._cpu)
+        self.box[mb.EPOCH] += 1
+
+    def flush_page(self, va: Gva) -> None:
+        """Drop one page from the TLB."""
+        self._lib.tlb_flush_page(self._cpu, va)
+
+    def may_cache(self, pfn: Pfn) -> bool:
+        """Could the TLB hold an entry for this frame?"""
+        return self.fill_epoch[pfn] == self.box[mb.EPOCH]
+
+    def may_cache_writable(self, pfn: Pfn) -> bool:
+        """Could the TLB hold a writable entry for this frame?"""
+        return self.write_epoch[pfn] == self.box[mb.EPOCH]
+
+    def set_window(self, n: int, va: Gva, pfn: Pfn) -> None:
+        """Map data accesses to the page of `va` to `pfn`, writable, whatever the tables say; `n` is 0 or 1."""
+        word = mb.WINDOW1_VA if n else mb.WINDOW_VA
+        self.box[word], self.box[word + 1] = va & ~(PAGE_SIZE - 1), pfn
+
+    def clear_windows(self) -> None:
+        """End all windows and flush the TLB."""
+        self.box[mb.WINDOW_VA] = self.box[mb.WINDOW1_VA] = mb.NO_WINDOW
+        self.flush_tlb()
+
+    def drop_code(self, pfn: Pfn) -> None:
+        """The frame gets other contents behind the CPU's back: forget what was translated from it."""
+        if self.executed[pfn]:
+            if not self.may_cache(pfn):
+                self.executed[pfn] = 0  # no TLB entry can be left through which it is executed unseen
+            self._lib.tb_invalidate_phys_range(self._uc, pfn << PAGE_SHIFT, (pfn + 1) << PAGE_SHIFT)
+
+    def init_long_mode(
+        self,
+        entry: Gva,
+        cr3: int,
+        gdt_base: Gva,
+        gdt_limit: int,
+        rsp: Gva,
+        cr0: int = registers.LONG_MODE_CR0,
+        cr4: int = registers.LONG_MODE_CR4,
+        efer: int = registers.LONG_MODE_EFER,
+        idt_base: int = 0,
+        idt_limit: int = 0,
+    ) -> None:
+        """Long mode at CPL 0 as a boot loader leaves it: flat segments 0x08 and 0x10, no TSS, interrupts off."""
+        gdt, idt = (gdt_base, gdt_limit), (Gva(idt_base), idt_limit)
+        registers.enter_long_mode(self._lib, self._env_address, entry, cr3, gdt, idt, cr0, cr4, efer)
+        self.env[lay.RSP] = rsp
+
+    def save(self) -> bytes:
+        """All of the CPU but its memory, TLB and roots."""
+        return context.save(self.env, self.box)
+
+    def restore(self, state: bytes) -> None:
+        """What `save` gave, of this or another engine. Forgets the TLB, roots and translated code."""
+        context.restore(self.env, self.box, state)
+        self.env[lay.ENV_VM_VMCB // 8] = self._arena.address
+        self._request.value = lay.INTERRUPT_HARD
+        self.drop_all_roots()
+        self.flush_tlb()
+        control(self._lib, self._uc, CTL_TB_FLUSH)
+        self.executed[:] = bytes(len(self.executed))
+        self._tb_cache.b[:] = bytes(len(self._tb_cache.b))
+
+    def close(self) -> None:
+        """Free Unicorn's memory. The engine cannot be used afterwards."""
+        if self._uc:
+            self._lib.uc_close(self._uc)
+            self._uc = 0
