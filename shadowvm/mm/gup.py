@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT
+from ..events import get_user_page as trace_get_user_page
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault, handle_mm_fault
 from .page_alloc import Page
@@ -38,6 +39,8 @@ def get_user_page_fast(mm: MmStruct, vpn: int, write: bool) -> Page | None:
         page = mm.mem_map[pte >> PAGE_SHIFT]
         page.refcount += 1
         page.dirty = True
+        if trace_get_user_page.on:
+            trace_get_user_page(mm.id, vpn, page.pfn, write)
         if pte & _WRITTEN != _WRITTEN:
             ptep_set_access_flags(mm, vpn, index, _WRITTEN)
         return page
@@ -45,6 +48,8 @@ def get_user_page_fast(mm: MmStruct, vpn: int, write: bool) -> Page | None:
         return None
     page = mm.mem_map[pte >> PAGE_SHIFT]
     page.refcount += 1
+    if trace_get_user_page.on:
+        trace_get_user_page(mm.id, vpn, page.pfn, write)
     if not pte & PT_ACCESSED:
         ptep_set_access_flags(mm, vpn, index, PT_ACCESSED)
     return page

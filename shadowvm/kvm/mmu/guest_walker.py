@@ -80,7 +80,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     q = vcpu.kvm.q
     table_gfn = Gfn((vcpu.cr3 & PT_ADDR_MASK) >> PAGE_SHIFT)
     access = ACC_ALL
-    missing_accessed = PT_ACCESSED
+    accessed = PT_ACCESSED
     if kvm_mmu_pagetable_walk.on:
         kvm_mmu_pagetable_walk(gva, pferr)
     for level in (4, 3, 2, 1):
@@ -107,7 +107,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         if pte & vcpu.rsvd_bits:
             return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
         access &= pte & (ACC_WRITE_MASK | ACC_USER_MASK) | (0 if pte & PT_NX else ACC_EXEC_MASK)
-        missing_accessed &= ~pte
+        accessed &= pte
         table_gfn = Gfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT)
         if level > 1 and pte & PT_PAGE_SIZE:
             if pte & _RSVD_LARGE[level]:
@@ -122,7 +122,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     walker.pte_access = access
     if permission_fault(vcpu, access, pferr):
         return _walk_error(vcpu, pferr, PFERR_PRESENT)
-    if missing_accessed or pferr & PFERR_WRITE and not pte & PT_DIRTY:
+    if not accessed or pferr & PFERR_WRITE and not pte & PT_DIRTY:
         return _update_accessed_dirty_bits(vcpu, gva, pferr)
     return RetPf.CONTINUE
 

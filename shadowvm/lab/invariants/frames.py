@@ -90,7 +90,7 @@ class FrameRules:
 
     def _check_not_lost(self, pfn: Pfn) -> None:
         slot = self._slot_of.pop(pfn, None)
-        if slot is None or not self.host.swap.in_use(slot):
+        if slot is None or not self.host.swap.count(slot):
             return
         if self._written.get(slot) != zlib.crc32(self.ram.read_page(pfn)):
             self.sanitizer.fail("SWAP", f"pfn {pfn:#x} is dropped with new data", f"slot {slot} has older data")
