@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..events import handle_mm_fault as trace_handle_mm_fault
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .filemap import folio_lock, folio_unlock
@@ -31,7 +31,7 @@ from .pgtable import (
 )
 from .rmap import CLEAR, page_add_anon_rmap, page_add_new_anon_rmap, page_remove_rmap
 from .swap import SWAP_MAP_MAX
-from .swap_state import folio_free_swap, swapin_readahead
+from .swap_state import folio_free_swap, free_swap_cache, swapin_readahead
 from .vma import VM_WRITE, Vma
 
 if TYPE_CHECKING:
@@ -51,12 +51,12 @@ class VmFault(IntFlag):
 NONE, OOM, MAJOR = VmFault.NONE, VmFault.OOM, VmFault.MAJOR
 
 
-def handle_mm_fault(mm: MmStruct, vma: Vma, hva: int, write: bool) -> VmFault:
+def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool) -> VmFault:
     """Make one access possible: NONE, MAJOR (it took I/O) or OOM. May sleep; raises SwapIOError."""
     if trace_handle_mm_fault.on:
         trace_handle_mm_fault(hva, write)
     mm.host.vmstat.pgfault += 1
-    vpn = hva >> PAGE_SHIFT
+    vpn = Vpn(hva >> PAGE_SHIFT)
     table = mm.pte_tables.get(vpn >> 9)
     index = pte_alloc(mm, vpn) if table is None else table + (vpn & 511)
     if index is None:
@@ -72,7 +72,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, hva: int, write: bool) -> VmFault:
     return NONE
 
 
-def _do_anonymous_page(mm: MmStruct, vma: Vma, vpn: int, index: int, write: bool) -> VmFault:
+def _do_anonymous_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, write: bool) -> VmFault:
     """First touch: a read maps the zero page, a write a fresh page of zeros."""
     host = mm.host
     if not write:
@@ -96,7 +96,7 @@ def _do_anonymous_page(mm: MmStruct, vma: Vma, vpn: int, index: int, write: bool
     return NONE
 
 
-def _do_wp_page(mm: MmStruct, vma: Vma, vpn: int, index: int, pte: int) -> VmFault:
+def _do_wp_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, pte: int) -> VmFault:
     """A write to a read-only pte of a writable area: take the page over if it is ours alone, else copy it."""
     host = mm.host
     page = host.zone.mem_map[pte >> PAGE_SHIFT]
@@ -121,7 +121,7 @@ def _wp_can_reuse(mm: MmStruct, page: Page) -> bool:
     return not page.swapcache or not mm.host.swap.count(page.private)
 
 
-def _wp_page_reuse(mm: MmStruct, vpn: int, index: int, pte: int, page: Page) -> bool:
+def _wp_page_reuse(mm: MmStruct, vpn: Vpn, index: int, pte: int, page: Page) -> bool:
     mm.page_table_lock.acquire()
     same = mm.q[index] == pte
     if same:
@@ -133,7 +133,7 @@ def _wp_page_reuse(mm: MmStruct, vpn: int, index: int, pte: int, page: Page) -> 
     return same
 
 
-def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: int, index: int, pte: int, old: Page | None) -> VmFault:
+def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, pte: int, old: Page | None) -> VmFault:
     """Map a private copy of `old`, or of zeros. No secondary MMU maps the page while the pte changes."""
     host = mm.host
     page = host.alloc_page(old is None)
@@ -142,8 +142,8 @@ def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: int, index: int, pte: int, old: P
     if old is not None:
         source, target, b = old.pfn << PAGE_SHIFT, page.pfn << PAGE_SHIFT, host.ram.b
         b[target : target + PAGE_SIZE] = b[source : source + PAGE_SIZE]
-    start = vpn << PAGE_SHIFT
-    range_ = MmuNotifierRange(mm, start, start + PAGE_SIZE, CLEAR)
+    start = Hva(vpn << PAGE_SHIFT)
+    range_ = MmuNotifierRange(mm, start, Hva(start + PAGE_SIZE), CLEAR)
     mmu_notifier_invalidate_range_start(range_)
     mm.page_table_lock.acquire()
     spare: Page | None = page
@@ -159,11 +159,12 @@ def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: int, index: int, pte: int, old: P
     mm.page_table_lock.release()
     mmu_notifier_invalidate_range_end(range_)
     if spare is not None:
+        free_swap_cache(host, spare)
         put_page(host, spare)
     return NONE
 
 
-def _do_swap_page(mm: MmStruct, vma: Vma, vpn: int, index: int, entry: int, write: bool) -> VmFault:
+def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool) -> VmFault:
     """Bring a page back: from the swap cache, or from the file with read-ahead."""
     host = mm.host
     swap = host.swap
@@ -197,7 +198,7 @@ def _do_swap_page(mm: MmStruct, vma: Vma, vpn: int, index: int, entry: int, writ
     return fault
 
 
-def _map_swapped_page(mm: MmStruct, vma: Vma, vpn: int, index: int, page: Page, write: bool) -> None:
+def _map_swapped_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, page: Page, write: bool) -> None:
     """Replace a swap entry by a mapping of its page.
 
     A page that is ours alone becomes writable at once, but dirty only by a write: clean, it keeps its slot, and can

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT
+from ..addr import PAGE_SHIFT, Hva, Vpn
 from ..events import get_user_page as trace_get_user_page
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault, handle_mm_fault
@@ -23,7 +23,7 @@ _MAY_WRITE = PT_PRESENT | PT_WRITABLE
 _WRITTEN = PT_ACCESSED | PT_DIRTY
 
 
-def get_user_page_fast(mm: MmStruct, vpn: int, write: bool) -> Page | None:
+def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
     """The page if its pte allows the access now, with a reference; None needs the slow way. Takes no lock.
 
     The pte becomes accessed; for a write, the pte and the page become dirty.
@@ -55,18 +55,18 @@ def get_user_page_fast(mm: MmStruct, vpn: int, write: bool) -> Page | None:
     return page
 
 
-def get_user_page(mm: MmStruct, vpn: int, write: bool) -> Page | VmFault:
+def get_user_page(mm: MmStruct, vpn: Vpn, write: bool) -> Page | VmFault:
     """The page with a reference, faulted in as needed; a VmFault (SIGSEGV, OOM) if that is not possible. May sleep."""
     page = get_user_page_fast(mm, vpn, write)
     while page is None:
-        fault = fixup_user_fault(mm, vpn << PAGE_SHIFT, write)
+        fault = fixup_user_fault(mm, Hva(vpn << PAGE_SHIFT), write)
         if fault is not NONE and fault is not MAJOR:
             return fault
         page = get_user_page_fast(mm, vpn, write)
     return page
 
 
-def fixup_user_fault(mm: MmStruct, hva: int, write: bool) -> VmFault:
+def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool) -> VmFault:
     """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM."""
     lock = mm.mmap_lock
     lock.acquire_read()
@@ -79,7 +79,7 @@ def fixup_user_fault(mm: MmStruct, hva: int, write: bool) -> VmFault:
         lock.release_read()
 
 
-def host_pte(mm: MmStruct, vpn: int) -> int:
+def host_pte(mm: MmStruct, vpn: Vpn) -> int:
     """The raw pte of a page, 0 if there is none. For inspection: no side effects."""
     table = mm.pte_tables.get(vpn >> 9)
     return 0 if table is None else mm.q[table + (vpn & 511)]

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Hva
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..errors import ConfigError, ModelBug
 from ..sync import Lock, LockRank, RwSemaphore
-from ..x86 import PT_DIRTY, PT_PRESENT, PT_WRITABLE
+from ..x86 import PT_PRESENT, PT_WRITABLE
 from .lru import isolate_lru_folio
 from .mmu_notifier import (
     NO_SUBSCRIPTIONS,
@@ -49,8 +49,8 @@ __all__ = [
     "write_user_u64",
 ]
 
-MMAP_BASE = 0x7F00_0000_0000
-TASK_SIZE = 0x7FFF_FFFF_F000
+MMAP_BASE = Hva(0x7F00_0000_0000)
+TASK_SIZE = Hva(0x7FFF_FFFF_F000)
 
 
 class MmStruct:
@@ -115,13 +115,14 @@ def mmap(mm: MmStruct, length: int, writable: bool = True, align: int = HUGE_PAG
     length = length + PAGE_SIZE - 1 & -PAGE_SIZE
     mm.mmap_lock.acquire()
     start = unmapped_area(mm, length, MMAP_BASE, align)
-    if start + length > TASK_SIZE:
+    end = Hva(start + length)
+    if end > TASK_SIZE:
         mm.mmap_lock.release()
         raise ConfigError(f"no room for {length} bytes in the address space of {mm.name}")
-    mm.vmas.insert(Vma(start, start + length, VM_READ | VM_WRITE if writable else VM_READ))
-    merge_vmas(mm, start, start + length)
+    mm.vmas.insert(Vma(start, end, VM_READ | VM_WRITE if writable else VM_READ))
+    merge_vmas(mm, start, end)
     mm.mmap_lock.release()
-    return Hva(start)
+    return start
 
 
 def munmap(mm: MmStruct, start: Hva, length: int) -> None:
@@ -198,33 +199,38 @@ def exit_mmap(mm: MmStruct) -> None:
     mm.mmap_lock.release()
 
 
-def _check_range(start: int, length: int) -> int:
+def _check_range(start: Hva, length: int) -> Hva:
     if start % PAGE_SIZE or length <= 0 or length % PAGE_SIZE:
         raise ModelBug(f"range {start:#x} + {length:#x} is not a number of pages")
-    return start + length
+    return Hva(start + length)
 
 
-def _populated(mm: MmStruct, start: int, end: int) -> list[tuple[int, int]]:
+def _populated(mm: MmStruct, start: Hva, end: Hva) -> list[tuple[Vpn, int]]:
     """(vpn, index) of each pte in [start, end) that is not none."""
     found = []
     for block in populated_tables(mm, start, end):
         table = mm.pte_tables[block]
         first, last = max(start >> PAGE_SHIFT, block << 9), min(end >> PAGE_SHIFT, block + 1 << 9)
         index = table + (first & 511)
-        found += [(vpn, index + i) for i, vpn in enumerate(range(first, last)) if mm.q[index + i]]
+        found += [(Vpn(vpn), index + i) for i, vpn in enumerate(range(first, last)) if mm.q[index + i]]
     return found
 
 
-def _zap(mm: MmStruct, start: int, end: int, event: MmuNotifierEvent) -> None:
+def _within(block: int, start: Hva, end: Hva) -> tuple[Hva, Hva]:
+    """The part of [start, end) that one pte table covers."""
+    return Hva(max(start, block << 21)), Hva(min(end, block + 1 << 21))
+
+
+def _zap(mm: MmStruct, start: Hva, end: Hva, event: MmuNotifierEvent) -> None:
     """zap_page_range_single(): clear every pte of the range and free what it held."""
     range_ = MmuNotifierRange(mm, start, end, event)
     mmu_notifier_invalidate_range_start(range_)
     for block in populated_tables(mm, start, end):
-        _zap_pte_range(mm, max(start, block << 21), min(end, block + 1 << 21))
+        _zap_pte_range(mm, *_within(block, start, end))
     mmu_notifier_invalidate_range_end(range_)
 
 
-def _zap_pte_range(mm: MmStruct, start: int, end: int) -> None:
+def _zap_pte_range(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Clear the ptes of one table; pages are freed after the lock is dropped (struct mmu_gather)."""
     host = mm.host
     zero_pfn = host.zone.zero_page.pfn
@@ -239,7 +245,6 @@ def _zap_pte_range(mm: MmStruct, start: int, end: int) -> None:
             mm.rss_swap -= 1
         elif pfn != zero_pfn:
             page = mm.mem_map[pfn]
-            page.dirty = page.dirty or bool(pte & PT_DIRTY)
             page_remove_rmap(mm, page)
             gather.append(page)
     mm.page_table_lock.release()
@@ -250,11 +255,11 @@ def _zap_pte_range(mm: MmStruct, start: int, end: int) -> None:
         put_page(host, page)
 
 
-def _change_protection(mm: MmStruct, start: int, end: int) -> None:
+def _change_protection(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Take the right to write from every present pte of the range."""
     for block in populated_tables(mm, start, end):
         mm.page_table_lock.acquire()
-        for vpn, index in _populated(mm, max(start, block << 21), min(end, block + 1 << 21)):
+        for vpn, index in _populated(mm, *_within(block, start, end)):
             if mm.q[index] & PT_PRESENT and mm.q[index] & PT_WRITABLE:
                 ptep_set_wrprotect(mm, vpn, index)
         mm.page_table_lock.release()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from ..addr import Hva
 from ..errors import ModelBug
 from ..events import might_sleep
 from ..events import mmu_notifier_invalidate_range_end as trace_range_end
@@ -39,7 +40,7 @@ class MmuNotifierRange:
 
     __slots__ = ("blockable", "end", "event", "mm", "start", "started")
 
-    def __init__(self, mm: MmStruct, start: int, end: int, event: MmuNotifierEvent, blockable: bool = True) -> None:
+    def __init__(self, mm: MmStruct, start: Hva, end: Hva, event: MmuNotifierEvent, blockable: bool = True) -> None:
         self.mm = mm
         self.start = start
         self.end = end
@@ -57,15 +58,15 @@ class MmuNotifier:
     def release(self, mm: MmStruct) -> None:
         """The address space goes away: drop every mapping of it. Nothing is freed before this returned."""
 
-    def clear_flush_young(self, mm: MmStruct, start: int, end: int) -> bool:
+    def clear_flush_young(self, mm: MmStruct, start: Hva, end: Hva) -> bool:
         """Was the range accessed? Clear the mark, and see to it that the next access sets it again."""
         return False
 
-    def clear_young(self, mm: MmStruct, start: int, end: int) -> bool:
+    def clear_young(self, mm: MmStruct, start: Hva, end: Hva) -> bool:
         """As clear_flush_young, but a later access through a TLB may go unnoticed."""
         return False
 
-    def test_young(self, mm: MmStruct, address: int) -> bool:
+    def test_young(self, mm: MmStruct, address: Hva) -> bool:
         """Was the page accessed? Changes nothing."""
         return False
 
@@ -76,7 +77,7 @@ class MmuNotifier:
     def invalidate_range_end(self, range_: MmuNotifierRange) -> None:
         """The host page table has its new contents."""
 
-    def arch_invalidate_secondary_tlbs(self, mm: MmStruct, start: int, end: int) -> None:
+    def arch_invalidate_secondary_tlbs(self, mm: MmStruct, start: Hva, end: Hva) -> None:
         """The CPU's TLB is being flushed: flush a TLB that walks the same table. Under page_table_lock."""
 
 
@@ -202,7 +203,7 @@ def mmu_notifier_invalidate_range_end(range_: MmuNotifierRange) -> None:
         trace_range_end(range_)
 
 
-def mmu_notifier_clear_flush_young(mm: MmStruct, start: int, end: int) -> bool:
+def mmu_notifier_clear_flush_young(mm: MmStruct, start: Hva, end: Hva) -> bool:
     """Did any secondary MMU access the range? Each one is asked, and its marks are cleared."""
     young = False
     mm.notifier_readers += 1
@@ -215,7 +216,7 @@ def mmu_notifier_clear_flush_young(mm: MmStruct, start: int, end: int) -> bool:
     return young
 
 
-def mmu_notifier_clear_young(mm: MmStruct, start: int, end: int) -> bool:
+def mmu_notifier_clear_young(mm: MmStruct, start: Hva, end: Hva) -> bool:
     """As mmu_notifier_clear_flush_young, without flushes."""
     young = False
     mm.notifier_readers += 1
@@ -228,7 +229,7 @@ def mmu_notifier_clear_young(mm: MmStruct, start: int, end: int) -> bool:
     return young
 
 
-def mmu_notifier_test_young(mm: MmStruct, address: int) -> bool:
+def mmu_notifier_test_young(mm: MmStruct, address: Hva) -> bool:
     """Did any secondary MMU access the page? Changes nothing; the first yes is enough."""
     mm.notifier_readers += 1
     try:
@@ -237,7 +238,7 @@ def mmu_notifier_test_young(mm: MmStruct, address: int) -> bool:
         _leave(mm)
 
 
-def mmu_notifier_arch_invalidate_secondary_tlbs(mm: MmStruct, start: int, end: int) -> None:
+def mmu_notifier_arch_invalidate_secondary_tlbs(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Called with every flush of the CPU's TLB, under page_table_lock."""
     for subscription in mm.notifiers.secondary_tlbs:
         subscription.arch_invalidate_secondary_tlbs(mm, start, end)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from math import isqrt
 from typing import TYPE_CHECKING, Any
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Pfn, Vpn
 from ..errors import ConfigError, ModelBug
 from ..events import might_sleep, mm_page_alloc, mm_page_free
 from ..phys import POISON_PAGE, ZERO_PAGE, Ram
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAX_RECLAIM_RETRIES = 16
 """How often direct reclaim may find nothing before an allocation fails."""
 
-_ZERO_PFN = 1
+_ZERO_PFN = Pfn(1)
 
 
 class Page:
@@ -55,12 +55,12 @@ class Page:
         "table",
     )
 
-    def __init__(self, pfn: int) -> None:
+    def __init__(self, pfn: Pfn) -> None:
         self.pfn = pfn
         self.refcount = 0
         self.mapcount = 0
         self.mapping: AnonVma | None = None
-        self.index = 0
+        self.index = Vpn(0)
         self.private: Any = None
         self.lru: int | None = None
         self.active = self.locked = self.dirty = self.referenced = False
@@ -147,7 +147,7 @@ def _rmqueue(host: Host, zeroed: bool) -> Page:
     if zone.free_list:
         page = zone.free_list.pop()
     else:
-        page = zone.mem_map[zone.bump] = Page(zone.bump)
+        page = zone.mem_map[zone.bump] = Page(Pfn(zone.bump))
         zone.bump += 1
     if page.refcount:
         raise ModelBug(f"{page} is in use and on the free list")
@@ -189,7 +189,7 @@ def _free_page(host: Host, page: Page) -> None:
         mm_page_free(pfn, 0)
     ram = host.ram
     for drop in ram.code_caches:
-        drop(pfn)  # type: ignore[arg-type]
+        drop(pfn)
     start = pfn << PAGE_SHIFT
     ram.b[start : start + PAGE_SIZE] = POISON_PAGE
     zone = host.zone

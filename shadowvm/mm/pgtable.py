@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..events import host_pte_change
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
 from .mmu_notifier import mmu_notifier_arch_invalidate_secondary_tlbs
@@ -30,13 +30,13 @@ PAGE_SHARED_DIRTY = PAGE_READONLY | PT_WRITABLE | PT_DIRTY
 _TABLE = PT_PRESENT | PT_WRITABLE | PT_USER | PT_ACCESSED
 
 
-def pte_index(mm: MmStruct, vpn: int) -> int | None:
+def pte_index(mm: MmStruct, vpn: Vpn) -> int | None:
     """Where the pte of `vpn` is in `ram.q`, or None if there is no table for it."""
     table = mm.pte_tables.get(vpn >> 9)
     return None if table is None else table + (vpn & 511)
 
 
-def pte_alloc(mm: MmStruct, vpn: int) -> int | None:
+def pte_alloc(mm: MmStruct, vpn: Vpn) -> int | None:
     """As pte_index, but missing tables are made. None: out of memory. May sleep; mmap_lock is held."""
     q = mm.q
     table = mm.pgd.pfn << 9
@@ -58,7 +58,7 @@ def pte_alloc(mm: MmStruct, vpn: int) -> int | None:
     return table + (vpn & 511)
 
 
-def populated_tables(mm: MmStruct, start: int, end: int) -> list[int]:
+def populated_tables(mm: MmStruct, start: Hva, end: Hva) -> list[int]:
     """Which blocks (vpn >> 9) of [start, end) have a pte table, in order."""
     first, last = start >> 21, (end - 1) >> 21
     if last - first < len(mm.pte_tables):
@@ -66,10 +66,10 @@ def populated_tables(mm: MmStruct, start: int, end: int) -> list[int]:
     return sorted(block for block in mm.pte_tables if first <= block <= last)
 
 
-def free_pgtables(mm: MmStruct, start: int, end: int) -> None:
+def free_pgtables(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Free the tables of [start, end) that no area needs any more. mmap_lock is held for writing."""
     for block in populated_tables(mm, start, end):
-        if not mm.vmas.overlapping(block << 21, block + 1 << 21):
+        if not mm.vmas.overlapping(Hva(block << 21), Hva(block + 1 << 21)):
             _free_pte_table(mm, block)
 
 
@@ -96,7 +96,7 @@ def _free_pte_table(mm: MmStruct, block: int) -> None:
         put_page(mm.host, mm.host.zone.mem_map[pfn])
 
 
-def set_pte(mm: MmStruct, vpn: int, index: int, pte: int) -> None:
+def set_pte(mm: MmStruct, vpn: Vpn, index: int, pte: int) -> None:
     """Fill a pte that is not present."""
     q = mm.q
     old = q[index]
@@ -107,7 +107,7 @@ def set_pte(mm: MmStruct, vpn: int, index: int, pte: int) -> None:
         host_pte_change(mm.id, vpn, old, pte)
 
 
-def ptep_clear_flush(mm: MmStruct, vpn: int, index: int) -> int:
+def ptep_clear_flush(mm: MmStruct, vpn: Vpn, index: int) -> int:
     """Clear a pte and flush the TLB; returns what it was, with its final A and D."""
     q = mm.q
     old = q[index]
@@ -119,7 +119,7 @@ def ptep_clear_flush(mm: MmStruct, vpn: int, index: int) -> int:
     return old
 
 
-def ptep_set_wrprotect(mm: MmStruct, vpn: int, index: int) -> None:
+def ptep_set_wrprotect(mm: MmStruct, vpn: Vpn, index: int) -> None:
     """Take the right to write away and flush the TLB."""
     q = mm.q
     old = q[index]
@@ -129,7 +129,7 @@ def ptep_set_wrprotect(mm: MmStruct, vpn: int, index: int) -> None:
         host_pte_change(mm.id, vpn, old, new)
 
 
-def ptep_set_access_flags(mm: MmStruct, vpn: int, index: int, bits: int) -> None:
+def ptep_set_access_flags(mm: MmStruct, vpn: Vpn, index: int, bits: int) -> None:
     """Add rights, A or D to a present pte. No flush: a TLB without them only walks once more."""
     q = mm.q
     old = q[index]
@@ -138,7 +138,7 @@ def ptep_set_access_flags(mm: MmStruct, vpn: int, index: int, bits: int) -> None
         host_pte_change(mm.id, vpn, old, new)
 
 
-def ptep_clear_flush_young(mm: MmStruct, vpn: int, index: int) -> bool:
+def ptep_clear_flush_young(mm: MmStruct, vpn: Vpn, index: int) -> bool:
     """Clear A and flush, so that the next access sets it again; returns what it was."""
     q = mm.q
     old = q[index]
@@ -152,7 +152,7 @@ def ptep_clear_flush_young(mm: MmStruct, vpn: int, index: int) -> bool:
     return True
 
 
-def ptep_swap_out(mm: MmStruct, vpn: int, index: int, slot: int) -> int:
+def ptep_swap_out(mm: MmStruct, vpn: Vpn, index: int, slot: int) -> int:
     """ptep_clear_flush(), then the swap entry of `slot` in its place; returns what the pte was."""
     q = mm.q
     old = q[index]
@@ -169,10 +169,10 @@ def ptep_swap_out(mm: MmStruct, vpn: int, index: int, slot: int) -> int:
     return old
 
 
-def _flush_tlb_page(mm: MmStruct, vpn: int) -> None:
+def _flush_tlb_page(mm: MmStruct, vpn: Vpn) -> None:
     if mm.tlb.pop(vpn, None) is not None:
         # What may be written may be read, so tlb_w holds nothing that tlb does not.
         mm.tlb_w.pop(vpn, None)
     if mm.notifiers.secondary_tlbs:
-        start = vpn << PAGE_SHIFT
-        mmu_notifier_arch_invalidate_secondary_tlbs(mm, start, start + (1 << PAGE_SHIFT))
+        start = Hva(vpn << PAGE_SHIFT)
+        mmu_notifier_arch_invalidate_secondary_tlbs(mm, start, Hva(start + PAGE_SIZE))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..errors import ModelBug
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT
 from .mmu_notifier import (
@@ -45,7 +45,7 @@ def anon_vma_prepare(mm: MmStruct, vma: Vma) -> AnonVma:
     return vma.anon_vma
 
 
-def page_add_new_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: int) -> None:
+def page_add_new_anon_rmap(mm: MmStruct, vma: Vma, page: Page, vpn: Vpn) -> None:
     """The first mapping of a fresh page. It takes over the caller's reference."""
     page.mapping = vma.anon_vma or anon_vma_prepare(mm, vma)
     page.index = vpn
@@ -68,12 +68,12 @@ def page_remove_rmap(mm: MmStruct, page: Page) -> None:
     mm.rss_anon -= 1
 
 
-def rmap_walk(page: Page) -> list[tuple[MmStruct, Vma, int]]:
+def rmap_walk(page: Page) -> list[tuple[MmStruct, Vma, Vpn]]:
     """Where the page may be mapped: (mm, area, vpn). The pte decides."""
     if page.mapping is None:
         return []
     vpn = page.index
-    address = vpn << PAGE_SHIFT
+    address = Hva(vpn << PAGE_SHIFT)
     found = []
     for mm in page.mapping.mms:
         vma = find_vma(mm, address)
@@ -101,9 +101,9 @@ def folio_referenced(page: Page) -> int:
         if young:
             ptep_clear_flush_young(mm, vpn, index)
         if mm.notifiers.clear_flush_young:
-            start = vpn << PAGE_SHIFT
+            start = Hva(vpn << PAGE_SHIFT)
             # Never short-circuited: a mark left behind would keep the page young for one scan too many.
-            young = mmu_notifier_clear_flush_young(mm, start, start + PAGE_SIZE) or young
+            young = mmu_notifier_clear_flush_young(mm, start, Hva(start + PAGE_SIZE)) or young
         if young:
             referenced += 1
     return referenced
@@ -117,9 +117,9 @@ def try_to_unmap(host: Host, page: Page) -> bool:
     if page.mapping is None:
         raise ModelBug(f"{page} is mapped by nobody known")
     vpn, slot = page.index, page.private
-    start = vpn << PAGE_SHIFT
+    start = Hva(vpn << PAGE_SHIFT)
     for mm in page.mapping.mms:
-        range_ = MmuNotifierRange(mm, start, start + PAGE_SIZE, CLEAR)
+        range_ = MmuNotifierRange(mm, start, Hva(start + PAGE_SIZE), CLEAR)
         mmu_notifier_invalidate_range_start(range_)
         mm.page_table_lock.acquire()
         table = mm.pte_tables.get(vpn >> 9)

@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class SwapFile:
         "_next",
         "_nonfull",
         "cache",
+        "cache_only",
         "fd",
         "hits",
         "name",
@@ -65,6 +67,8 @@ class SwapFile:
         self.swap_map = bytearray(self.nr_slots)
         self.zeromap = bytearray(self.nr_slots)
         self.cache: dict[int, Page] = {}
+        # False once a search found no slot that only the cache needs, until there can be one again.
+        self.cache_only = False
         self.prev_slot = self.prev_window = self.hits = 0
         clusters = -(-self.nr_slots // SWAPFILE_CLUSTER)
         self._cluster_free = [
@@ -102,7 +106,7 @@ class SwapFile:
         self.name = where
         try:
             self.fd = os.open(where, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            self._created = where
+            self._created = os.path.abspath(where)
         except FileExistsError:
             if not stat.S_ISREG(os.stat(where).st_mode):
                 raise ConfigError(f"swap file {where}: neither a regular file nor a directory") from None
@@ -117,7 +121,8 @@ class SwapFile:
         if self.fd < 0:
             return
         if self._created is not None:
-            os.unlink(self._created)
+            with suppress(FileNotFoundError):
+                os.unlink(self._created)
         else:
             os.ftruncate(self.fd, 0)
         os.close(self.fd)
@@ -135,6 +140,7 @@ class SwapFile:
             if slot < 0:
                 self._next_cluster()
         self.swap_map[slot] = SWAP_HAS_CACHE
+        self.cache_only = True
         self._next = slot + 1
         self._cluster_free[self._current] -= 1
         self.nr_free -= 1
@@ -182,6 +188,8 @@ class SwapFile:
         self.swap_map[slot] = count - 1
         if count == 1:
             self._free_slot(slot)
+        elif count == SWAP_HAS_CACHE | 1:
+            self.cache_only = True
 
     def cache_add(self, slot: int, page: Page) -> None:
         """The page and the slot hold the same; the cache has a reference to the page."""
@@ -277,7 +285,7 @@ def swap_read_pages(host: Host, pages: list[Page]) -> None:
     for page in pages:
         slot = page.private
         if swap.zeromap[slot]:
-            host.ram.zero_page(page.pfn)  # type: ignore[arg-type]
+            host.ram.zero_page(page.pfn)
             host.vmstat.swpin_zero += 1
             continue
         if run and slot != first + len(run):

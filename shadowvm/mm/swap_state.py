@@ -38,12 +38,20 @@ def add_to_swap(host: Host, page: Page) -> bool:
 def _reclaim_slots(host: Host) -> bool:
     """swap_reclaim_full_clusters(): take the slots of pages that are mapped and need none."""
     swap = host.swap
-    found = False
+    if not swap.cache_only:
+        return False
+    swap.cache_only = False
     for slot, page in list(swap.cache.items()):
-        if not swap.swap_map[slot] & SWAP_MAP_MAX and folio_trylock(page):
-            found = folio_free_swap(host, page) or found
-            folio_unlock(host, page)
-    return found
+        if swap.swap_map[slot] & SWAP_MAP_MAX:
+            continue
+        if not folio_trylock(page):
+            swap.cache_only = True
+            continue
+        page.refcount += 1
+        folio_free_swap(host, page)
+        folio_unlock(host, page)
+        put_page(host, page)
+    return swap.nr_free > 0
 
 
 def folio_free_swap(host: Host, page: Page) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Pfn
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Pfn, Vpn
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault
 from .gup import fixup_user_fault, host_pte
@@ -94,7 +94,7 @@ def copy_to_user(mm: MmStruct, hva: Hva, data: bytes | memoryview) -> VmFault | 
 
 def _tlb_miss(mm: MmStruct, hva: Hva, write: bool) -> int | VmFault:
     """Walk, fault if need be, and fill the TLB: the frame's place in `ram.q`."""
-    vpn = hva >> PAGE_SHIFT
+    vpn = Vpn(hva >> PAGE_SHIFT)
     need = PT_PRESENT | PT_WRITABLE if write else PT_PRESENT
     bits = PT_ACCESSED | PT_DIRTY if write else PT_ACCESSED
     while (pte := host_pte(mm, vpn)) & need != need:

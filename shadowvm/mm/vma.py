@@ -10,7 +10,7 @@ from bisect import bisect_left, bisect_right
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT
+from ..addr import PAGE_SHIFT, Hva
 from ..errors import ModelBug
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Vma:
 
     __slots__ = ("anon_vma", "end", "flags", "pgoff", "start")
 
-    def __init__(self, start: int, end: int, flags: int, anon_vma: AnonVma | None = None) -> None:
+    def __init__(self, start: Hva, end: Hva, flags: int, anon_vma: AnonVma | None = None) -> None:
         self.start = start
         self.end = end
         self.flags = flags
@@ -47,7 +47,7 @@ class VmaList:
 
     def __init__(self) -> None:
         self.areas: list[Vma] = []
-        self.starts: list[int] = []
+        self.starts: list[Hva] = []
         self.last: Vma | None = None
 
     def insert(self, vma: Vma) -> None:
@@ -67,13 +67,13 @@ class VmaList:
         if self.last is vma:
             self.last = None
 
-    def overlapping(self, start: int, end: int) -> list[Vma]:
+    def overlapping(self, start: Hva, end: Hva) -> list[Vma]:
         """Areas with an address in [start, end)."""
         first = max(bisect_right(self.starts, start) - 1, 0)
         return [vma for vma in self.areas[first : bisect_left(self.starts, end)] if vma.end > start]
 
 
-def find_vma(mm: MmStruct, address: int) -> Vma | None:
+def find_vma(mm: MmStruct, address: Hva) -> Vma | None:
     """The area that contains `address`, or None (the kernel's vma_lookup)."""
     vmas = mm.vmas
     vma = vmas.last
@@ -89,7 +89,7 @@ def find_vma(mm: MmStruct, address: int) -> Vma | None:
     return vma
 
 
-def split_vma(mm: MmStruct, vma: Vma, address: int) -> Vma:
+def split_vma(mm: MmStruct, vma: Vma, address: Hva) -> Vma:
     """Cut an area at `address`; returns the upper part. Both keep the anon_vma: their pages don't move."""
     upper = Vma(address, vma.end, vma.flags, vma.anon_vma)
     vma.end = address
@@ -97,7 +97,7 @@ def split_vma(mm: MmStruct, vma: Vma, address: int) -> Vma:
     return upper
 
 
-def isolate_vmas(mm: MmStruct, start: int, end: int) -> list[Vma]:
+def isolate_vmas(mm: MmStruct, start: Hva, end: Hva) -> list[Vma]:
     """Areas inside [start, end), after cutting those that stick out."""
     inside = []
     for vma in mm.vmas.overlapping(start, end):
@@ -109,9 +109,9 @@ def isolate_vmas(mm: MmStruct, start: int, end: int) -> list[Vma]:
     return inside
 
 
-def merge_vmas(mm: MmStruct, start: int, end: int) -> None:
+def merge_vmas(mm: MmStruct, start: Hva, end: Hva) -> None:
     """vma_merge(): join neighbours at and between `start` and `end` that have become alike."""
-    for lower, upper in pairwise(mm.vmas.overlapping(start - 1, end + 1)):
+    for lower, upper in pairwise(mm.vmas.overlapping(Hva(start - 1), Hva(end + 1))):
         if lower.end == upper.start and _mergeable(lower, upper):
             # The upper one survives, so that it is the lower one of the next pair.
             mm.vmas.remove(upper)
@@ -127,11 +127,11 @@ def _mergeable(lower: Vma, upper: Vma) -> bool:
     return lower.anon_vma is upper.anon_vma or lower.anon_vma is None or upper.anon_vma is None
 
 
-def unmapped_area(mm: MmStruct, length: int, base: int, align: int) -> int:
+def unmapped_area(mm: MmStruct, length: int, base: Hva, align: int) -> Hva:
     """The lowest aligned address from `base` on with `length` free bytes."""
     address = base
     for vma in mm.vmas.areas:
         if address + length <= vma.start:
             break
-        address = max(address, vma.end + align - 1 & -align)
+        address = Hva(max(address, vma.end + align - 1 & -align))
     return address

@@ -111,6 +111,9 @@ def _activate(page: Page, stat: ReclaimStat) -> None:
 def _unmap(host: Host, page: Page, stat: ReclaimStat) -> bool:
     """Give a locked page a slot and take it out of every page table. False: it can't be freed now."""
     page.referenced = False
+    if not page.swapcache and not page.mapcount:
+        # Unmapped for good: it goes when the reference that somebody has goes.
+        return False
     if not page.swapcache and not add_to_swap(host, page):
         _activate(page, stat)
         return False
@@ -290,13 +293,9 @@ def kswapd(host: Host) -> None:
             mm_vmscan_kswapd_wake(0, 0)
         while not _balanced(host) and host.kswapd_failures < MAX_RECLAIM_RETRIES:
             balance_pgdat(host)
-        zone = host.zone
         if mm_vmscan_kswapd_sleep.on:
             mm_vmscan_kswapd_sleep(0)
-        host.sched.wait(zone)
-        # Woken before anything else had run: the last sleep came too early.
-        if zone.nr_free <= zone.low:
-            host.vmstat.kswapd_low_wmark_hit_quickly += 1
+        host.sched.wait(host.zone)
 
 
 def _balanced(host: Host) -> bool:

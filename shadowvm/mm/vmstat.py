@@ -30,8 +30,6 @@ COUNTERS = (
     "pgsteal_anon",
     "allocstall_normal",
     "pageoutrun",
-    "kswapd_low_wmark_hit_quickly",
-    "kswapd_high_wmark_hit_quickly",
     "oom_kill",
     "nr_vmscan_write",
     "swap_ra",
@@ -64,8 +62,6 @@ class VmStat:
     pgsteal_anon: int
     allocstall_normal: int
     pageoutrun: int
-    kswapd_low_wmark_hit_quickly: int
-    kswapd_high_wmark_hit_quickly: int
     oom_kill: int
     nr_vmscan_write: int
     swap_ra: int
