@@ -27,12 +27,11 @@ from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
 from .mm.mm_struct import MmStruct, exit_mmap, mmap
-from .mm.uaccess import copy_to_user
 from .mm.swap import SwapFile
+from .mm.uaccess import copy_to_user
 from .phys import Ram
 from .sync import RandomPreemption, Scheduler
 
-CMDLINE_MAX = pvh.CMDLINE_MAX
 ENOMEM = -12
 
 
@@ -69,10 +68,12 @@ class Machine:
         bounds = [(each.base << PAGE_SHIFT, each.base + each.npages << PAGE_SHIFT) for each in layout]
         image = load_elf(config.image, bounds, pvh.BOOT_END)
         cmdline = config.append.encode("utf-8", "surrogateescape")
-        if len(cmdline) >= CMDLINE_MAX:
-            raise ConfigError(f"-append: {len(cmdline)} bytes are more than the {CMDLINE_MAX - 1} that fit")
+        if len(cmdline) >= pvh.CMDLINE_MAX:
+            raise ConfigError(f"-append: {len(cmdline)} bytes are more than the {pvh.CMDLINE_MAX - 1} that fit")
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
+        self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
+        self._orderly = True
         with ExitStack() as undo:
             self.swap = SwapFile(config.swap_size, config.swap_file)
             undo.callback(self.swap.close)
@@ -141,13 +142,19 @@ class Machine:
         results: list[KvmRun] = []
         self.sched.spawn("CPU 0/KVM", lambda: results.append(self.vcpu.run()))
         try:
-            with ExitStack() as stack:
-                if self.config.seed:
-                    stack.enter_context(RandomPreemption(self.sched, self.config.seed).watching())
-                self.sched.run()
+            self._schedule()
         except SwapIOError as error:
             return Outcome(Reason.SWAP_ERROR, 126, str(error))
         return self._outcome(results[0])
+
+    def _schedule(self, *, drain: bool = False) -> None:
+        """Run every task; what a task raises comes out here and leaves the host as it is."""
+        self._orderly = False
+        with ExitStack() as stack:
+            if self._preemption is not None:
+                stack.enter_context(self._preemption.watching())
+            self.sched.run(drain=drain)
+        self._orderly = True
 
     def _outcome(self, run: KvmRun) -> Outcome:
         if run.errno == ENOMEM:
@@ -163,11 +170,22 @@ class Machine:
         return Outcome(reason, 124 if reason is Reason.TIMEOUT else 127, run.text)
 
     def close(self) -> None:
-        """Destroy the VM, then its process, then the host."""
-        self.ram.code_caches.clear()
+        """Destroy the VM and then its process, as tasks of the host do, and give the real resources back.
+
+        After a run that an exception cut short the host's state means nothing: then only the latter.
+        """
+        try:
+            if self._orderly:
+                self.sched.spawn("exit", self._destroy)
+                self._schedule(drain=True)
+        finally:
+            self.ram.code_caches.clear()
+            self.vcpu.engine.close()
+            self.host.close()
+
+    def _destroy(self) -> None:
         self.kvm.destroy()
         exit_mmap(self.mm)
-        self.host.close()
 
 
 def _host_ram(size: int) -> Ram:

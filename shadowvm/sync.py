@@ -83,15 +83,17 @@ class Scheduler:
             self.runnable.append(task)
         return task
 
-    def run(self) -> None:
-        """Run until every task that is no daemon has ended. An exception in a task comes out here.
+    def run(self, *, drain: bool = False) -> None:
+        """Run until every task that is no daemon has ended and, to `drain`, until the daemons have gone to sleep.
+
+        An exception in a task comes out here.
 
         Raises ModelBug when all tasks wait for each other.
         """
         root = self.current
         root.glet = greenlet.getcurrent()
         try:
-            while any(not task.daemon and not task.glet.dead for task in self.tasks):
+            while any(not task.daemon and not task.glet.dead for task in self.tasks) or (drain and self.runnable):
                 if not self.runnable:
                     raise ModelBug("deadlock: " + ", ".join(f"{t.name} waits" for t in self.tasks if t.waiting))
                 self._switch(self.runnable.popleft())

@@ -6,7 +6,8 @@ the file and what is wrong with it.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 from ..addr import Gpa
 from ..errors import ConfigError
@@ -90,7 +91,7 @@ def _check_ident(path: str, data: bytes) -> None:
         raise ConfigError(f"{path}: not a 64-bit little-endian ELF; build the guest for x86-64")
 
 
-def _segment(path: str, data: bytes, header: dict[str, int]) -> Segment:
+def _segment(path: str, data: bytes, header: Any) -> Segment:
     offset, filesz, memsz = header["p_offset"], header["p_filesz"], header["p_memsz"]
     if filesz > memsz:
         raise ConfigError(f"{path}: segment at {header['p_paddr']:#x} has more bytes in the file than in memory")
@@ -107,6 +108,6 @@ def _check_placement(path: str, image: Image, memory_ranges: list[tuple[int, int
             raise ConfigError(f"{path}: {where} lies outside of guest memory; give more with -m")
         if segment.gpa < reserved_end:
             raise ConfigError(f"{path}: {where} overlaps the boot data below {reserved_end:#x}")
-    for lower, upper in zip(in_order, in_order[1:], strict=False):
+    for lower, upper in pairwise(in_order):
         if upper.gpa < lower.end:
             raise ConfigError(f"{path}: segments at {lower.gpa:#x} and {upper.gpa:#x} overlap")

@@ -82,30 +82,32 @@ def main(args: argparse.Namespace) -> int:
         trace = stack.enter_context(_output_file(args.trace)) if args.trace else None
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
-        stack.callback(_flush_stdout)
         listeners = _attach(stack, machine, check=args.check, trace=trace)
-        stack.enter_context(_progress(machine))
-        outcome, violation = _run(machine)
-        sys.stdout.flush()
+        outcome, violation = _run(machine, listeners)
         seconds = time.perf_counter() - started
-        results = _results(machine, outcome, seconds, listeners, violation)
+        sys.stdout.flush()
         if report is not None:
-            json.dump(results, report, indent=2)
+            json.dump(_results(machine, outcome, seconds, listeners, violation), report, indent=2)
             report.write("\n")
-        stack.pop_all().close()
-        _summary(machine, outcome, seconds, violation)
-        if violation is None:
-            machine.close()
+    _summary(machine, outcome, seconds, violation)
     return outcome.status
 
 
-def _run(machine: Machine) -> tuple[Outcome, InvariantViolation | None]:
+def _run(machine: Machine, listeners: _Listeners) -> tuple[Outcome, InvariantViolation | None]:
+    """Run and take down. A violation, also one that the take-down shows, is the outcome."""
     from ..machine import Outcome, Reason  # noqa: PLC0415
 
     try:
-        return machine.run(), None
+        try:
+            with _progress(machine):
+                outcome = machine.run()
+        finally:
+            machine.close()
+        if listeners.sanitizer is not None and outcome.reason is not Reason.SWAP_ERROR:
+            listeners.sanitizer.finish()
     except InvariantViolation as violation:
         return Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated"), violation
+    return outcome, None
 
 
 class _Listeners:
@@ -146,11 +148,26 @@ def _results(
         "violations": [] if violation is None else [str(violation)],
         "kvm": stats.as_dict(machine.kvm.stat, [machine.vcpu.stat]),
         "vmstat": machine.host.vmstat.as_dict(),
+        "notifier": machine.kvm.notifier.stat.as_dict(),
+        "tlb": _tlb_stats(machine),
     }
     if listeners.digest is not None:
         results["events"] = listeners.digest.count
         results["events_sha256"] = listeners.digest.hexdigest()
     return results
+
+
+def _tlb_stats(machine: Machine) -> dict[str, int]:
+    """What the CPU's TLB did: statistics, which unlike everything else may differ between equal runs."""
+    from ..cpu import mailbox  # noqa: PLC0415
+
+    box = machine.vcpu.engine.box
+    return {
+        "fills": box[mailbox.FILLS],
+        "fetch_fills": box[mailbox.FETCH_FILLS],
+        "flushes": box[mailbox.EPOCH] - 1,
+        "cr3_switches_without_exit": box[mailbox.CR3_HITS],
+    }
 
 
 def _summary(machine: Machine, outcome: Outcome, seconds: float, violation: InvariantViolation | None) -> None:
@@ -180,17 +197,13 @@ def _stdout_writer() -> Any:
     return write
 
 
-def _flush_stdout() -> None:
-    sys.stdout.buffer.flush()
-
-
 @contextmanager
 def _output_file(path: str) -> Iterator[IO[str]]:
     if path == "-":
         yield sys.stdout
         return
     try:
-        file = open(path, "w", encoding="utf-8")
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - an error here is the user's, one inside the block is not
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     with file:

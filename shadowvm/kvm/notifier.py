@@ -14,6 +14,7 @@ from ..events import kvm_age_hva, kvm_test_age_hva, kvm_unmap_hva_range
 from ..mm.mmu_notifier import MmuNotifier, MmuNotifierRange
 from .memslot import MemSlot
 from .mmu.rmap import kvm_rmap_age, kvm_zap_rmap
+from .stats import NotifierStat
 
 if TYPE_CHECKING:
     from ..mm.mm_struct import MmStruct
@@ -25,10 +26,12 @@ class KvmMmuNotifier(MmuNotifier):
 
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
+        self.stat = NotifierStat()
 
     def invalidate_range_start(self, range_: MmuNotifierRange) -> bool:
         """Zap, flush under mmu_lock, and hold off faults in the range until range_end."""
         kvm = self.kvm
+        self.stat.invalidate_range_start += 1
         if kvm_unmap_hva_range.on:
             kvm_unmap_hva_range(range_.start, range_.end)
         kvm.mn_active_invalidate_count += 1
@@ -37,11 +40,12 @@ class KvmMmuNotifier(MmuNotifier):
             return True
         kvm.mmu_lock.acquire()
         kvm_mmu_invalidate_begin(kvm)
-        flush = False
+        before = kvm.stat.pages_4k
         for slot, first, last in ranges:
             kvm_mmu_invalidate_range_add(kvm, first, last)
-            flush |= kvm_unmap_gfn_range(kvm, slot, first, last)
-        if flush:
+            kvm_unmap_gfn_range(kvm, slot, first, last)
+        if kvm.stat.pages_4k != before:
+            self.stat.sptes_zapped += before - kvm.stat.pages_4k
             kvm.flush_remote_tlbs()
         kvm.mmu_lock.release()
         return True
@@ -49,6 +53,7 @@ class KvmMmuNotifier(MmuNotifier):
     def invalidate_range_end(self, range_: MmuNotifierRange) -> None:
         """Let faults go on: the sequence moves before the count drops (I11)."""
         kvm = self.kvm
+        self.stat.invalidate_range_end += 1
         ranges = kvm.memslots.gfn_ranges(Hva(range_.start), Hva(range_.end))
         if ranges:
             kvm.mmu_lock.acquire()
@@ -60,6 +65,7 @@ class KvmMmuNotifier(MmuNotifier):
 
     def clear_flush_young(self, mm: MmStruct, start: int, end: int) -> bool:
         """Clear A. With a flush: whether a TLB miss sets A again must not depend on what the TLB happens to hold."""
+        self.stat.clear_flush_young += 1
         if kvm_age_hva.on:
             kvm_age_hva(start, end)
         young = self._age(start, end, clear=True)
@@ -73,12 +79,14 @@ class KvmMmuNotifier(MmuNotifier):
 
     def test_young(self, mm: MmStruct, address: int) -> bool:
         """Whether the page was used, leaving A as it is."""
+        self.stat.test_young += 1
         if kvm_test_age_hva.on:
             kvm_test_age_hva(address)
         return self._age(address, address + 1, clear=False)
 
     def release(self, mm: MmStruct) -> None:
         """The mm is about to free its pages (I7)."""
+        self.stat.release += 1
         self.kvm.flush_shadow_all()
 
     def _age(self, start: int, end: int, *, clear: bool) -> bool:
@@ -88,6 +96,7 @@ class KvmMmuNotifier(MmuNotifier):
             for gfn in range(first, last):
                 if gfn in slot.rmap and kvm_rmap_age(kvm, slot, Gfn(gfn), clear=clear):
                     young = True
+        self.stat.young += young
         return young
 
 
@@ -115,18 +124,18 @@ def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
         raise ModelBug("mmu_invalidate_in_progress below 0")
 
 
-def kvm_unmap_gfn_range(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn) -> bool:
-    """Zap the leaf sptes of a range; True if any was present.
+def kvm_unmap_gfn_range(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn) -> None:
+    """Zap the leaf sptes of a range; the caller flushes if there were any.
 
     A range larger than the rmap itself is served by looking through the rmap.
     """
     rmap = slot.rmap
     if last - first == 1:
-        return first in rmap and kvm_zap_rmap(kvm, slot, first)
+        kvm_zap_rmap(kvm, slot, first)
+        return
     if last - first < len(rmap):
         gfns = [Gfn(gfn) for gfn in range(first, last) if gfn in rmap]
     else:
         gfns = sorted(gfn for gfn in rmap if first <= gfn < last)
     for gfn in gfns:
         kvm_zap_rmap(kvm, slot, gfn)
-    return bool(gfns)

@@ -9,11 +9,15 @@ from collections.abc import Iterable
 
 
 class _Counters:
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         for name in self.__slots__:
             setattr(self, name, 0)
+
+    def as_dict(self) -> dict[str, int]:
+        """Counters by name, in order of their names."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class VmStat(_Counters):
@@ -76,11 +80,31 @@ class VcpuStat(_Counters):
     tlb_flush: int
 
 
+class NotifierStat(_Counters):
+    """Calls of KVM's mmu notifier. `young` counts yes answers, `sptes_zapped` what invalidations removed."""
+
+    __slots__ = (
+        "clear_flush_young",
+        "invalidate_range_end",
+        "invalidate_range_start",
+        "release",
+        "sptes_zapped",
+        "test_young",
+        "young",
+    )
+    clear_flush_young: int
+    invalidate_range_end: int
+    invalidate_range_start: int
+    release: int
+    sptes_zapped: int
+    test_young: int
+    young: int
+
+
 def as_dict(vm: VmStat, vcpus: Iterable[VcpuStat]) -> dict[str, int]:
     """All counters by name, those of vCPUs summed, sorted by name."""
-    every: list[_Counters] = [vm, *vcpus]
-    totals: dict[str, int] = {}
-    for counters in every:
-        for name in counters.__slots__:
-            totals[name] = totals.get(name, 0) + getattr(counters, name)
+    totals = vm.as_dict()
+    for vcpu in vcpus:
+        for name, value in vcpu.as_dict().items():
+            totals[name] = totals.get(name, 0) + value
     return dict(sorted(totals.items()))

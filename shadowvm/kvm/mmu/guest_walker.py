@@ -122,7 +122,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     walker.pte_access = access
     if permission_fault(vcpu, access, pferr):
         return _walk_error(vcpu, pferr, PFERR_PRESENT)
-    if not accessed or pferr & PFERR_WRITE and not pte & PT_DIRTY:
+    if not accessed or (pferr & PFERR_WRITE and not pte & PT_DIRTY):
         return _update_accessed_dirty_bits(vcpu, gva, pferr)
     return RetPf.CONTINUE
 

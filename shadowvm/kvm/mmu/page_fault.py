@@ -154,15 +154,12 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         kvm_mmu_seq_sample(vcpu.id, fault.gfn, fault.mmu_seq)
     vpn = Vpn(fault.gfn + fault.slot.vpn_delta)
     write = bool(fault.error_code & PFERR_WRITE)
-    page: Page | VmFault | None = None
-    fault.map_writable = False
-    if fault.access & ACC_WRITE_MASK:
-        page = get_user_page_fast(kvm.mm, vpn, True)
-        fault.map_writable = page is not None
+    page: Page | VmFault | None = get_user_page_fast(kvm.mm, vpn, True) if fault.access & ACC_WRITE_MASK else None
+    fault.map_writable = page is not None
     if page is None:
         page = get_user_page(kvm.mm, vpn, write)
         if isinstance(page, VmFault):
-            return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+            return RetPf.ENOMEM if page is VmFault.OOM else RetPf.EFAULT
         fault.map_writable = write
     fault.page = page
     if kvm_faultin_pfn.on:
@@ -180,10 +177,7 @@ def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
 
 def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: Gfn) -> bool:
     """An invalidation of this gfn is in progress, or one has ended since `mmu_seq` was sampled."""
-    if (
-        kvm.mmu_invalidate_in_progress
-        and kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end
-    ):
+    if kvm.mmu_invalidate_in_progress and kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end:
         return True
     return kvm.mmu_invalidate_seq != mmu_seq
 

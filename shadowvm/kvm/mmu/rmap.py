@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ...addr import Gfn
+from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...x86 import PT_ACCESSED, PT_WRITABLE
 from .spte import SPTE_MMU_WRITABLE, mmu_spte_clear, mmu_spte_set
@@ -62,7 +62,7 @@ def rmap_sptes(slot: MemSlot, gfn: Gfn) -> Iterator[int]:
 
 def drop_spte(kvm: Kvm, sptep: int) -> int:
     """Clear a present leaf and leave its rmap list; returns the old entry. The caller flushes."""
-    sp = kvm.sp_by_pfn[sptep >> 9]
+    sp = kvm.sp_by_pfn[Pfn(sptep >> 9)]
     gfn = sp.gfn_of(sptep & 511)
     old = mmu_spte_clear(kvm, sptep)
     slot = kvm.memslots.find(gfn)

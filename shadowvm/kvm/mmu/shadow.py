@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ... import events
 from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...mm.page_alloc import put_page
-from ... import events
 from ...x86 import PT_PAGE_SIZE
 from .page_track import account_shadowed, unaccount_shadowed
 from .rmap import drop_spte

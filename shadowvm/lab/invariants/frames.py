@@ -59,7 +59,15 @@ class FrameRules:
         }
 
     def finish(self) -> None:
-        """Every frame that is free now is still poisoned."""
+        """With the mm gone every frame is free, and still poisoned."""
+        zone = self.host.zone
+        if zone.nr_free != zone.managed:
+            self.sanitizer.fail(
+                "FRAME", f"{zone.managed - zone.nr_free} frames are in use", "nobody is left to use them"
+            )
+        if self.host.swap.nr_free != self.host.swap.nr_slots:
+            used = self.host.swap.nr_slots - self.host.swap.nr_free
+            self.sanitizer.fail("FRAME", f"{used} swap slots are in use", "nobody is left to use them")
         for pfn in sorted(self._free):
             self._check_poison(pfn)
 

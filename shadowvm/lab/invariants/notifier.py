@@ -75,7 +75,7 @@ class NotifierRules:
         if self.open.pop(id(range_), None) is None:
             self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} ends", "it has not started")
         in_progress = self.kvm.mmu_invalidate_in_progress
-        if not self.open and in_progress:
+        if not self.open and in_progress and self._registered():
             self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "no invalidation is open")
 
     def _on_release(self, mm_id: int) -> None:
@@ -103,13 +103,17 @@ class NotifierRules:
         for slot, first, last in self.kvm.memslots.gfn_ranges(address, address + 1):  # type: ignore[arg-type]
             kvm = self.kvm
             covered = kvm.mmu_invalidate_range_start <= first and last <= kvm.mmu_invalidate_range_end
-            if not self._released and not (kvm.mmu_invalidate_in_progress and covered):
+            if self._registered() and not (kvm.mmu_invalidate_in_progress and covered):
                 tracked = f"{kvm.mmu_invalidate_range_start:#x}-{kvm.mmu_invalidate_range_end:#x}"
                 self.sanitizer.fail(
                     "I14",
                     f"gfn {first:#x} of slot {slot.id} is being invalidated",
                     f"kvm tracks {tracked}, {kvm.mmu_invalidate_in_progress} in progress",
                 )
+
+    def _registered(self) -> bool:
+        """kvm hears of invalidations: not before its notifier is on the mm's list, nor once it was taken off."""
+        return self.kvm.notifier in self.kvm.mm.notifiers.everyone
 
     def _leaves_of_vpn(self, vpn: int) -> list[int]:
         leaves: list[int] = []
@@ -126,7 +130,9 @@ class NotifierRules:
             self.sanitizer.fail(law, f"host pte of vpn {vpn:#x} is being cleared", f"spte {spte:#x} still maps it")
         vcpu = None if self.shadow.by_pfn.get(pfn) else stale_tlb(self.kvm.vcpus, pfn)
         if vcpu is not None and self._is_private(pfn):
-            self.sanitizer.fail(law, f"host pte of vpn {vpn:#x} is being cleared", f"vcpu {vcpu.id} caches pfn {pfn:#x}")
+            self.sanitizer.fail(
+                law, f"host pte of vpn {vpn:#x} is being cleared", f"vcpu {vcpu.id} caches pfn {pfn:#x}"
+            )
 
     def _is_private(self, pfn: Pfn) -> bool:
         """Only one pte maps the frame, so that a TLB entry for it is one for this pte."""
