@@ -83,31 +83,40 @@ def main(args: argparse.Namespace) -> int:
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
         listeners = _attach(stack, machine, check=args.check, trace=trace)
-        outcome, violation = _run(machine, listeners)
-        seconds = time.perf_counter() - started
+        outcome, results = _run(machine, listeners, started)
         sys.stdout.flush()
         if report is not None:
-            json.dump(_results(machine, outcome, seconds, listeners, violation), report, indent=2)
+            json.dump(results, report, indent=2)
             report.write("\n")
-    _summary(machine, outcome, seconds, violation)
+    _summary(machine, outcome, results)
     return outcome.status
 
 
-def _run(machine: Machine, listeners: _Listeners) -> tuple[Outcome, InvariantViolation | None]:
-    """Run and take down. A violation, also one that the take-down shows, is the outcome."""
+def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outcome, dict[str, Any]]:
+    """Run, take stock, take down. A violation, also one that the take-down shows, is the outcome."""
     from ..machine import Outcome, Reason  # noqa: PLC0415
 
+    violations: list[str] = []
+    outcome = Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated")
+    results: dict[str, Any] = {}
     try:
         try:
             with _progress(machine):
                 outcome = machine.run()
         finally:
+            results = _results(machine, time.perf_counter() - started)
             machine.close()
         if listeners.sanitizer is not None and outcome.reason is not Reason.SWAP_ERROR:
             listeners.sanitizer.finish()
     except InvariantViolation as violation:
-        return Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated"), violation
-    return outcome, None
+        outcome = Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated")
+        violations.append(str(violation))
+    results["outcome"] = {"reason": outcome.reason.value, "status": outcome.status, "text": outcome.text}
+    results["violations"] = violations
+    if listeners.digest is not None:
+        results["events"] = listeners.digest.count
+        results["events_sha256"] = listeners.digest.hexdigest()
+    return outcome, results
 
 
 class _Listeners:
@@ -133,28 +142,23 @@ def _attach(stack: ExitStack, machine: Machine, *, check: bool, trace: IO[str] |
     return listeners
 
 
-def _results(
-    machine: Machine, outcome: Outcome, seconds: float, listeners: _Listeners, violation: InvariantViolation | None
-) -> dict[str, Any]:
+def _results(machine: Machine, seconds: float) -> dict[str, Any]:
+    """What the run did, in the order of the documented format."""
     from ..kvm import stats  # noqa: PLC0415
 
-    results: dict[str, Any] = {
+    return {
         "guest": machine.config.name,
-        "outcome": {"reason": outcome.reason.value, "status": outcome.status, "text": outcome.text},
+        "outcome": {},
         "instructions": machine.instructions,
         "wall_s": round(seconds, 6),
         "seed": machine.config.seed,
         "output_sha256": machine.output_sha256,
-        "violations": [] if violation is None else [str(violation)],
+        "violations": [],
         "kvm": stats.as_dict(machine.kvm.stat, [machine.vcpu.stat]),
         "vmstat": machine.host.vmstat.as_dict(),
         "notifier": machine.kvm.notifier.stat.as_dict(),
         "tlb": _tlb_stats(machine),
     }
-    if listeners.digest is not None:
-        results["events"] = listeners.digest.count
-        results["events_sha256"] = listeners.digest.hexdigest()
-    return results
 
 
 def _tlb_stats(machine: Machine) -> dict[str, int]:
@@ -170,19 +174,18 @@ def _tlb_stats(machine: Machine) -> dict[str, int]:
     }
 
 
-def _summary(machine: Machine, outcome: Outcome, seconds: float, violation: InvariantViolation | None) -> None:
-    kvm, vmstat = machine.kvm.stat, machine.host.vmstat
-    count = f"{machine.instructions} instructions, " if machine.config.icount else ""
+def _summary(machine: Machine, outcome: Outcome, results: dict[str, Any]) -> None:
+    kvm, vmstat = results["kvm"], results["vmstat"]
+    count = f"{results['instructions']} instructions, " if machine.config.icount else ""
     lines = [
         f"{machine.config.name}: {outcome.reason.value}, status {outcome.status}"
         + (f": {outcome.text}" if outcome.text else ""),
-        f"  {count}{seconds:.2f} s; {machine.vcpu.stat.exits} exits, {machine.vcpu.stat.pf_taken} spte faults, "
-        f"{machine.vcpu.stat.pf_guest} guest #PF, {kvm.remote_tlb_flush} TLB flushes",
-        f"  {vmstat.pgfault} host faults ({vmstat.pgmajfault} major), "
-        f"{vmstat.pswpout} pages swapped out, {vmstat.pswpin} in",
+        f"  {count}{results['wall_s']:.2f} s; {kvm['exits']} exits, {kvm['pf_taken']} spte faults, "
+        f"{kvm['pf_guest']} guest #PF, {kvm['remote_tlb_flush']} TLB flushes",
+        f"  {vmstat['pgfault']} host faults ({vmstat['pgmajfault']} major), "
+        f"{vmstat['pswpout']} pages swapped out, {vmstat['pswpin']} in",
+        *results["violations"],
     ]
-    if violation is not None:
-        lines.append(str(violation))
     print("\n".join(lines), file=sys.stderr)
 
 

@@ -154,12 +154,13 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         kvm_mmu_seq_sample(vcpu.id, fault.gfn, fault.mmu_seq)
     vpn = Vpn(fault.gfn + fault.slot.vpn_delta)
     write = bool(fault.error_code & PFERR_WRITE)
-    page: Page | VmFault | None = get_user_page_fast(kvm.mm, vpn, True) if fault.access & ACC_WRITE_MASK else None
+    page = get_user_page_fast(kvm.mm, vpn, True) if fault.access & ACC_WRITE_MASK else None
     fault.map_writable = page is not None
     if page is None:
-        page = get_user_page(kvm.mm, vpn, write)
-        if isinstance(page, VmFault):
-            return RetPf.ENOMEM if page is VmFault.OOM else RetPf.EFAULT
+        slow = get_user_page(kvm.mm, vpn, write)
+        if isinstance(slow, VmFault):
+            return RetPf.ENOMEM if slow is VmFault.OOM else RetPf.EFAULT
+        page = slow
         fault.map_writable = write
     fault.page = page
     if kvm_faultin_pfn.on:
