@@ -32,6 +32,7 @@ FN_READ_EFLAGS = _next()
 FN_WRITE_EFLAGS = _next()
 FN_UPDATE_HFLAGS = _next()
 FN_TB_LOOKUP = _next()
+FN_BLOCK_SLOW = _next()
 FN_PORT_IN = _next()
 FN_PORT_OUT = _next()
 

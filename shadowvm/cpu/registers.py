@@ -1,4 +1,4 @@
-"""Register access that is more than one word of env: flags, control registers with side effects, segments, long mode."""
+"""Registers: plain words of env, and those with more to them (flags, control registers, segments, long mode)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes and patches one Unicorn instance: CPU model, RAM, TLB mode, native callbacks, features that would not be deterministic."""
+"""Makes and patches one Unicorn: CPU model, RAM, TLB mode, native callbacks, features that are not deterministic."""
 
 from __future__ import annotations
 

@@ -78,6 +78,7 @@ class UnicornEngine(Registers):
         self.box = box = self._arena.b.cast("Q")
         self._executed, self._fills, self._writes = Arena(frames), Arena(4 * frames), Arena(4 * frames)
         self._tb_cache = Arena(16 * mb.TB_CACHE_SLOTS)
+        self._empty_tb_cache()
         self.executed = self._executed.b
         self.fill_epoch, self.write_epoch = self._fills.b.cast("I"), self._writes.b.cast("I")
         for word, value in (
@@ -91,6 +92,8 @@ class UnicornEngine(Registers):
             (mb.TB_CACHE, self._tb_cache.address),
             (mb.TCG_CTX, peek(self._uc + lay.UC_TCG_CTX)),
             (mb.COUNTING, int(self.counting)),
+            (mb.FN_BLOCK_SLOW, self._native.address["block_slow"]),
+            (mb.FRAME_DISTANCE, MASK64 - 7),
             (mb.WINDOW_VA, mb.NO_WINDOW),
             (mb.WINDOW1_VA, mb.NO_WINDOW),
             (mb.EPOCH, 1),
@@ -103,6 +106,10 @@ class UnicornEngine(Registers):
             *((word, self._lib.address(name)) for word, name in NATIVE_CALLS.items()),
         ):
             box[word] = value
+
+    def _empty_tb_cache(self) -> None:
+        self._tb_cache.b[:] = bytes(len(self._tb_cache.b))
+        self._tb_cache.b[0] = 1  # a return address of 0 must not look known
 
     # Running.
 
@@ -354,7 +361,7 @@ class UnicornEngine(Registers):
         self.flush_tlb()
         control(self._lib, self._uc, CTL_TB_FLUSH)
         self.executed[:] = bytes(len(self.executed))
-        self._tb_cache.b[:] = bytes(len(self._tb_cache.b))
+        self._empty_tb_cache()
 
     def close(self) -> None:
         """Free Unicorn's memory. The engine cannot be used afterwards."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 import struct
 
 from shadowvm.addr import Gva, Hpa, Pfn
+from shadowvm.cpu import layout as lay
 from shadowvm.cpu import mailbox as mb
+from shadowvm.cpu.registers import write_segment
 from shadowvm.cpu.unicorn_engine import UnicornEngine
 from shadowvm.phys import Ram
 
-from .asm import asm
+from tests.cpu.asm import asm
 
 P, W, U, A, D, PS, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 CODE, USER_CODE, STACK, USER_STACK, HANDLERS = 0x1000, 0x10000, 0x8000, 0x7000, 0x11000
@@ -81,6 +83,7 @@ class Machine:
         """Back to CPL 0 with the machine's tables and no pending event."""
         e = self.engine
         e.init_long_mode(Gva(entry), self.root, Gva(GDT), 55, Gva(STACK), idt_base=Gva(IDT), idt_limit=0xFFF)
+        write_segment(e._env_address, lay.ENV_TR, 0x28, TSS, 0x67, 0x8B00)
         self.load()
 
     def load(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit
-from .memory import bump, call1, call2, get, get_env, inline, ld8, ld32, ld64, put, return_slot, st32, st64
+from .memory import bump, call1, call2, call3, get, get_env, inline, ld8, ld32, ld64, put, return_slot, st32, st64
 
 QUANTUM, STOPPED = int(CpuExit.QUANTUM), int(CpuExit.STOPPED)
 LAST_WORD_TRIED = 64
@@ -96,19 +96,26 @@ def run_again(box):
 
 
 @inline
-def find_block(box, slot, slot_address, pc):
-    """The block whose code calls the hook, from its return address; kept in the cache."""
-    if get(box, mb.FRAME_DISTANCE) == 0:
+def find_block(box, slot, pc):
+    """The block whose code calls the hook, from its return address near `slot`; kept in the cache."""
+    if get(box, mb.FRAME_DISTANCE) < 0:
         for i in range(LAST_WORD_TRIED):
             tb = call2(get(box, mb.FN_TB_LOOKUP), get(box, mb.TCG_CTX), ld64(slot + 8 * i))
             if tb != 0 and ld64(tb + lay.TB_PC) == pc:
                 put(box, mb.FRAME_DISTANCE, 8 * i)
-                return tb
+                break
     back = ld64(slot + get(box, mb.FRAME_DISTANCE))
     tb = call2(get(box, mb.FN_TB_LOOKUP), get(box, mb.TCG_CTX), back)
-    st64(slot_address, back)
-    st64(slot_address + 8, tb)
+    cached = cache_slot(box, back)
+    st64(cached, back)
+    st64(cached + 8, tb)
     return tb
+
+
+@inline
+def cache_slot(box, back):
+    """Where the cache keeps (return address, block)."""
+    return get(box, mb.TB_CACHE) + ((back >> 4 & (mb.TB_CACHE_SLOTS - 1)) << 4)
 
 
 @inline
@@ -120,16 +127,17 @@ def unkick(box):
 
 
 @inline
-def block_slow(box, tb, pc, count):
-    """All that is not just paying: a shortened block, a stop, a step, the end of the budget."""
-    env = get_env(box)
-    cpu = get(box, mb.CPU)
-    st64(env + lay.ENV_EIP, pc - ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE))
+def on_block_slow(box, slot, pc):
+    """All that is not just paying: an unknown or shortened block, a stop, a step, the end of the budget."""
+    tb = find_block(box, slot, pc)
+    env, cpu = get_env(box), get(box, mb.CPU)
+    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
     shortened = ld64(tb + lay.TB_CFLAGS) & lay.CF_COUNT_MASK
     if shortened != 0 and get(box, mb.ASKED) == 0:
         cut(box, pc)
     put(box, mb.ASKED, 0)
     put(box, mb.LAST_TB, 0)
+    st64(env + lay.ENV_EIP, pc - ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE))
     if get(box, mb.KICK) != 0:
         unkick(box)
         if shortened != 0:
@@ -153,20 +161,19 @@ def block_slow(box, tb, pc, count):
 
 @inline
 def on_block(box, pc):
-    """The hook of UC_HOOK_BLOCK."""
+    """The hook of UC_HOOK_BLOCK: pays for a whole block that is known. Runs at every block, so it is kept tiny."""
     slot = return_slot()
+    # Before the distance is known this reads the word below the slot, which no entry of the cache equals.
     back = ld64(slot + get(box, mb.FRAME_DISTANCE))
-    slot_address = get(box, mb.TB_CACHE) + ((back >> 4 & (mb.TB_CACHE_SLOTS - 1)) << 4)
-    tb = ld64(slot_address + 8)
-    if ld64(slot_address) != back or ld64(tb + lay.TB_PC) != pc:
-        tb = find_block(box, slot, slot_address, pc)
-    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
-    left = get(box, mb.BUDGET)
-    if count > left or ld64(tb + lay.TB_CFLAGS) & lay.CF_COUNT_MASK:
-        block_slow(box, tb, pc, count)
-    else:
-        put(box, mb.BUDGET, left - count)
-        put(box, mb.LAST_TB, tb)
+    cached = cache_slot(box, back)
+    tb = ld64(cached + 8)
+    if ld64(cached) == back and ld64(tb + lay.TB_PC) == pc and not ld64(tb + lay.TB_CFLAGS) & lay.CF_COUNT_MASK:
+        left = get(box, mb.BUDGET) - (ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF)
+        if left >= 0:
+            put(box, mb.BUDGET, left)
+            put(box, mb.LAST_TB, tb)
+            return
+    call3(get(box, mb.FN_BLOCK_SLOW), box, slot, pc)
 
 
 @inline
@@ -185,10 +192,8 @@ def retired(box, pc):
 def on_rdtsc(box):
     """RDTSC: retired instructions plus TSC_OFFSET; without counting, a number that grows at each read."""
     env = get_env(box)
-    if get(box, mb.COUNTING) != 0:
-        now = retired(box, linear_rip(env))
-    else:
-        now = get(box, mb.TSC_READS) * 1024
+    counting = get(box, mb.COUNTING) != 0
+    now = retired(box, linear_rip(env)) if counting else get(box, mb.TSC_READS) * 1024
     bump(box, mb.TSC_READS)
     now += get(box, mb.TSC_OFFSET)
     st64(env + lay.ENV_REGS + 8 * lay.RAX, now & 0xFFFF_FFFF)

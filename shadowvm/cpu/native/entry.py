@@ -6,7 +6,7 @@ from __future__ import annotations
 from numba import cfunc, types
 
 from .. import layout as lay
-from .blocks import on_block, on_rdtsc
+from .blocks import on_block, on_block_slow, on_rdtsc
 from .interrupt import on_exception, on_interrupt, on_syscall
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
@@ -50,6 +50,11 @@ def block(uc, pc, size, box):
     on_block(box, pc)
 
 
+@callback(void, i64, i64, i64)
+def block_slow(box, slot, pc):
+    on_block_slow(box, slot, pc)
+
+
 @callback(i32, i64, i64)
 def rdtsc(uc, box):
     on_rdtsc(box)
@@ -89,6 +94,7 @@ CALLBACKS = {
         invalid,
         syscall,
         block,
+        block_slow,
         rdtsc,
         rdtscp,
         port_in,

@@ -106,7 +106,7 @@ def why_refused(box, rights, nx, access, idx):
 
 @inline
 def walk(box, va, access, idx):
-    """Walk for one access; marks A and D. Returns pfn << 1 | may be mapped writable, or -1 with EXIT_LEVEL and EXIT_WHY."""
+    """Walk for one access; marks A and D. pfn << 1 | may be mapped writable, or -1 with EXIT_LEVEL and EXIT_WHY."""
     ram, frames = get(box, mb.RAM_BASE), get(box, mb.NR_FRAMES)
     table = get(box, mb.ROOT) >> 12
     rights, nx = W | U, False
