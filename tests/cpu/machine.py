@@ -14,7 +14,6 @@ from shadowvm.cpu import mailbox as mb
 from shadowvm.cpu.registers import write_segment
 from shadowvm.cpu.unicorn_engine import UnicornEngine
 from shadowvm.phys import Ram
-
 from tests.cpu.asm import asm
 
 P, W, U, A, D, PS, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
