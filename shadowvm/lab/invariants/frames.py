@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Pfn
+from ...addr import PAGE_SHIFT, PAGE_SIZE, Pfn
 from ...events import (
     host_pte_change,
     kvm_flush_remote_tlbs,
@@ -17,7 +18,7 @@ from ...events import (
 )
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, spte_pfn
 from ...mm.pgtable import SWP_ENTRY
-from ...phys import POISON_PAGE
+from ...phys import POISON_PAGE, ZERO_PAGE
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
 from .tlb import stale_tlb
 
@@ -42,9 +43,19 @@ class FrameRules:
         self.host = machine.host
         self.ram = machine.ram
         self._free: set[Pfn] = {page.pfn for page in self.host.zone.free_list}
-        self._written: dict[int, int] = {}
+        self._written = self._read_all_slots()
         self._slot_of: dict[Pfn, int] = {}
         self._unlinked: set[Pfn] = set()
+
+    def _read_all_slots(self) -> dict[int, int]:
+        """What a host that swapped before anybody listened has in its file."""
+        swap = self.host.swap
+        written = {}
+        for slot, count in enumerate(swap.swap_map):
+            if count:
+                data = ZERO_PAGE if swap.zeromap[slot] else os.pread(swap.fd, PAGE_SIZE, slot << PAGE_SHIFT)
+                written[slot] = zlib.crc32(data)
+        return written
 
     def handlers(self) -> dict[Tracepoint, Handler]:
         """Allocation and freeing, swap I/O, and the changes that must come before."""

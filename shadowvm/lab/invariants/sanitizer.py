@@ -16,6 +16,7 @@ from ...errors import InvariantViolation
 from ...events import REGISTRY, Tracepoint, attached
 from ...sync import Lockdep, Task
 from ...trace.ftrace import ftrace_line
+from .content import ContentRules
 from .frames import FrameRules
 from .notifier import NotifierRules
 from .shadow import ShadowRules
@@ -55,6 +56,8 @@ LAWS = {
     "FRAME": "a frame is handed out once and freed once",
     "POISON": "nobody writes a free frame",
     "SWAP": "what is read from swap is what was last written, and no dirty page is dropped",
+    "CONTENT": "a page is new with zeros, or a copy with what it was copied from",
+    "HOST-TLB": "the host's own TLB maps nothing that its page table does not",
 }
 
 
@@ -75,11 +78,16 @@ class Sanitizer:
         self.machine = machine
         self.history: deque[tuple[Task, int, Tracepoint, tuple[Any, ...]]] = deque(maxlen=HISTORY)
         shadow = ShadowRules(self)
-        rules: list[Rules] = [shadow, TlbRules(self, shadow), NotifierRules(self, shadow), FrameRules(self, shadow)]
-        self.rules = rules
+        self.rules: list[Rules] = [
+            shadow,
+            TlbRules(self, shadow),
+            NotifierRules(self, shadow),
+            FrameRules(self, shadow),
+            ContentRules(self),
+        ]
         self.lockdep = Lockdep(machine.sched)
         self._handlers: dict[Tracepoint, list[Handler]] = {}
-        for group in rules:
+        for group in self.rules:
             for tracepoint, handler in group.handlers().items():
                 self._handlers.setdefault(tracepoint, []).append(handler)
 
