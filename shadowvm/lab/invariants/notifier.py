@@ -18,6 +18,7 @@ from ...events import (
 )
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from .shadow import gfns_of, vpn_of
 from .tlb import stale_tlb
 
 if TYPE_CHECKING:
@@ -100,14 +101,14 @@ class NotifierRules:
         address = vpn << PAGE_SHIFT
         if not any(r.start <= address < r.end for r in self.open.values()):
             self.sanitizer.fail("I1", f"host pte of vpn {vpn:#x}: {old:#x} becomes {new:#x}", "no range is open there")
-        for slot, first, last in self.kvm.memslots.gfn_ranges(address, address + 1):  # type: ignore[arg-type]
-            kvm = self.kvm
-            covered = kvm.mmu_invalidate_range_start <= first and last <= kvm.mmu_invalidate_range_end
+        kvm = self.kvm
+        for gfn in gfns_of(kvm, vpn):
+            covered = kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end
             if self._registered() and not (kvm.mmu_invalidate_in_progress and covered):
                 tracked = f"{kvm.mmu_invalidate_range_start:#x}-{kvm.mmu_invalidate_range_end:#x}"
                 self.sanitizer.fail(
                     "I14",
-                    f"gfn {first:#x} of slot {slot.id} is being invalidated",
+                    f"gfn {gfn:#x} is being invalidated",
                     f"kvm tracks {tracked}, {kvm.mmu_invalidate_in_progress} in progress",
                 )
 
@@ -116,11 +117,7 @@ class NotifierRules:
         return self.kvm.notifier in self.kvm.mm.notifiers.everyone
 
     def _leaves_of_vpn(self, vpn: int) -> list[int]:
-        leaves: list[int] = []
-        address = vpn << PAGE_SHIFT
-        for _, first, _ in self.kvm.memslots.gfn_ranges(address, address + 1):  # type: ignore[arg-type]
-            leaves += self.shadow.by_gfn.get(first, ())
-        return leaves
+        return [sptep for gfn in gfns_of(self.kvm, vpn) for sptep in self.shadow.by_gfn.get(gfn, ())]
 
     def _check_unmapped(self, vpn: int, pfn: Pfn) -> None:
         law = "I7" if self._released else "I3"
@@ -173,15 +170,15 @@ class NotifierRules:
         what = f"spte {spte:#x} is installed for gfn {gfn:#x}"
         if self._released:
             self.sanitizer.fail("I7", what, "the mm was released")
-        slot = self.kvm.memslots.find(gfn)
-        address = 0 if slot is None else slot.vpn(gfn) << PAGE_SHIFT
+        vpn = vpn_of(self.kvm, gfn) or 0
+        address = vpn << PAGE_SHIFT
         for range_ in self.open.values():
             if range_.start <= address < range_.end and self._has_begun():
                 self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
         if self._sampled is None or self._sampled[2] != gfn:
             self.sanitizer.fail("I10", what, "no sequence was sampled for it")
         sampled_at, seq, _ = self._sampled
-        read_at = self._read_at.get(address >> PAGE_SHIFT)
+        read_at = self._read_at.get(vpn)
         if read_at is not None and read_at < sampled_at:
             self.sanitizer.fail("I10", f"{what}: its frame was looked up first", "the sequence was sampled after that")
         if seq != self.kvm.mmu_invalidate_seq:

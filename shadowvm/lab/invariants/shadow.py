@@ -13,6 +13,7 @@ import numpy as np
 from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
 from ...events import kvm_exit, kvm_mmu_get_page, lock_release, spte_change
 from ...kvm.mmu.rmap import rmap_sptes
+from ...kvm.mmu.role import ROLE_CR0_WP
 from ...kvm.mmu.shadow import KvmMmuPage
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
 from ...mm.gup import host_pte
@@ -20,6 +21,7 @@ from ...x86 import PT_ADDR_MASK, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WR
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
+    from ...kvm.vm import Kvm
     from .sanitizer import Handler, Sanitizer
 
 SWEEP_EVERY = 256
@@ -88,10 +90,10 @@ class ShadowRules:
         if is_leaf:
             self._book_leaf(sp, sptep, new)
         if new & SPTE_MMU_PRESENT:
-            if is_leaf:
-                self._check_leaf(sp, sptep, new)
-            else:
+            if not is_leaf:
                 self._check_link(sp, sptep, new)
+            else:
+                self._check_leaf(sp, sptep, new, widened=widens(old, new))
 
     def _book_leaf(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
         before = self.leaves.pop(sptep, None)
@@ -106,20 +108,22 @@ class ShadowRules:
             self.by_gfn.setdefault(leaf.gfn, set()).add(sptep)
             self.by_pfn.setdefault(leaf.pfn, set()).add(sptep)
 
-    def _check_leaf(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
+    def _check_leaf(self, sp: KvmMmuPage, sptep: int, spte: int, *, widened: bool) -> None:
+        """Rights are compared when they grow: between a store to a guest table and its zap they may be too wide."""
         leaf = self.leaves[sptep]
         where = f"spte {spte:#x} at {sptep * 8:#x}, gfn {leaf.gfn:#x}"
         if spte & _TRIPLE not in _LEGAL_TRIPLES:
             self.fail("I24", where, f"host-writable, mmu-writable, W are {spte & _TRIPLE:#x}")
         self._check_host_side(leaf, where)
-        self._check_rights(sp, sptep & 511, spte, where)
+        if widened:
+            self._check_rights(sp, sptep & 511, spte, where)
 
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
-        slot = self.kvm.memslots.find(leaf.gfn)
-        if slot is None:
+        vpn = vpn_of(self.kvm, leaf.gfn)
+        if vpn is None:
             self.fail("I23", where, "no memslot has this gfn")
             return
-        pte = host_pte(self.kvm.mm, slot.vpn(leaf.gfn))
+        pte = host_pte(self.kvm.mm, vpn)
         if not pte & PT_PRESENT or (pte & PT_ADDR_MASK) >> PAGE_SHIFT != leaf.pfn:
             self.fail("I23", where, f"the host pte is {pte:#x}, which does not map pfn {leaf.pfn:#x}")
         if leaf.spte & (PT_WRITABLE | SPTE_MMU_WRITABLE) and not pte & PT_WRITABLE:
@@ -131,10 +135,10 @@ class ShadowRules:
         return None if frame is None else self.kvm.q[(frame << 9) + index]
 
     def _resident_table(self, sp: KvmMmuPage) -> Pfn | None:
-        slot = self.kvm.memslots.find(sp.gfn)
-        if slot is None:
+        vpn = vpn_of(self.kvm, sp.gfn)
+        if vpn is None:
             return None
-        pte = host_pte(self.kvm.mm, slot.vpn(sp.gfn))
+        pte = host_pte(self.kvm.mm, vpn)
         return Pfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT) if pte & PT_PRESENT else None
 
     def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
@@ -154,7 +158,7 @@ class ShadowRules:
             self.fail("I23", where, f"the guest's tables say gfn {expected:#x}")
         if spte & PT_USER and not allowed & PT_USER:
             self.fail("I23", f"{where} is a user's", f"the guest allows {allowed:#x}")
-        supervisor_write = not spte & PT_USER and not sp.role >> 9 & 1
+        supervisor_write = not spte & PT_USER and not sp.role & ROLE_CR0_WP
         if spte & PT_WRITABLE and not allowed & PT_WRITABLE and not supervisor_write:
             self.fail("I23", f"{where} is writable", f"the guest allows {allowed:#x}")
         if not spte & PT_NX and not allowed & 1:
@@ -179,7 +183,9 @@ class ShadowRules:
         if not gpte & PT_PRESENT or child.gfn != gfn or child.direct != large:
             self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"the guest's entry is {gpte:#x}")
         allowed = sp.access & entry_access(gpte)
-        if child.access & ~allowed and sp.role >> 9 & 1:
+        # A direct page has the rights of one fault, which may be fewer, and under CR0.WP = 0 others.
+        wrong = child.access & ~allowed and sp.role & ROLE_CR0_WP if large else child.access != allowed
+        if wrong:
             self.fail("I22", f"{where} grants {child.access:#x}", f"the guest allows {allowed:#x}")
 
     def _on_get_page(self, gen: int, gfn: Gfn, role: str, root_count: int, unsync: int, created: bool) -> None:
@@ -247,12 +253,30 @@ class ShadowRules:
             self.fail("I35", f"{found} leaves in the tables", f"{len(self.leaves)} in the books")
 
 
+def widens(old: int, new: int) -> bool:
+    """Whether a present entry allows something that the one before did not."""
+    gained = new & ~old & (PT_WRITABLE | SPTE_MMU_WRITABLE | PT_USER)
+    return not old & SPTE_MMU_PRESENT or bool(gained or old & ~new & PT_NX)
+
+
 def entry_access(gpte: int) -> int:
     """ACC_* rights of one guest entry."""
     return gpte & (PT_WRITABLE | PT_USER) | (0 if gpte & PT_NX else 1)
 
 
-def vpn_of(kvm: Any, gfn: Gfn) -> Vpn | None:
-    """Host virtual page of a gfn."""
-    slot = kvm.memslots.find(gfn)
-    return None if slot is None else slot.vpn(gfn)
+def vpn_of(kvm: Kvm, gfn: int) -> Vpn | None:
+    """Host virtual page of a gfn, from the memslots' definition and not by KVM's own look-up."""
+    for slot in kvm.memslots.slots:
+        if 0 <= gfn - slot.base_gfn < slot.npages:
+            return Vpn((slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn)
+    return None
+
+
+def gfns_of(kvm: Kvm, vpn: int) -> list[Gfn]:
+    """Every gfn that a host virtual page backs; as independent as vpn_of()."""
+    found = []
+    for slot in kvm.memslots.slots:
+        index = vpn - (slot.userspace_addr >> PAGE_SHIFT)
+        if 0 <= index < slot.npages:
+            found.append(Gfn(slot.base_gfn + index))
+    return found
