@@ -27,7 +27,7 @@ def test_mappings_are_aligned_and_apart(mm):
     munmap(mm, first, 8192)
     assert mmap(mm, 4096) == first
     assert mmap(mm, 4096, align=4096) == first + 4096
-    assert [(vma.start, vma.end) for vma in mm.vmas.areas][0] == (first, first + 8192)
+    assert (mm.vmas.areas[0].start, mm.vmas.areas[0].end) == (first, first + 8192)
 
 
 def test_nonsense_is_refused(mm):
@@ -141,9 +141,10 @@ def test_pageout_that_fails_loses_no_page(mm, monkeypatch):
     def fails(_fd, _buffers, _offset):
         raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patch, pytest.raises(SwapIOError):
+    with monkeypatch.context() as patch:
         patch.setattr("os.pwritev", fails)
-        madvise_pageout(mm, start, 80 << 12)
+        with pytest.raises(SwapIOError):
+            madvise_pageout(mm, start, 80 << 12)
     assert not mm.mmap_lock.readers
     audit(mm.host)
     assert [get_word(mm, vpn_of(start, i)) for i in range(80)] == list(range(1, 81))

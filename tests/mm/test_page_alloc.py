@@ -83,7 +83,9 @@ def test_tracepoints_see_the_frame_as_it_was(host):
     page = host.alloc_page()
     host.ram.write_page(page.pfn, b"x" * 4096)
     seen = []
-    with attached(lambda tp, args: seen.append((tp.name, host.ram.read_page(args[0])[:1])), (mm_page_free, mm_page_alloc)):
+    with attached(
+        lambda tp, args: seen.append((tp.name, host.ram.read_page(args[0])[:1])), (mm_page_free, mm_page_alloc)
+    ):
         put_page(host, page)
         host.alloc_page(zeroed=True)
     assert seen == [("mm_page_free", b"x"), ("mm_page_alloc", b"\xaa")]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from shadowvm.addr import Hva, Vpn
@@ -52,7 +54,10 @@ def test_out_of_memory_while_tables_are_made(mm):
     assert pte_index(mm, VPN) is None
 
 
-@pytest.mark.parametrize(("start", "end", "blocks"), [(0, 1 << 47, [0, 2]), (1, 2, [0]), (2 << 20, 4 << 20, []), (2 << 20, (4 << 20) + 1, [2])])
+@pytest.mark.parametrize(
+    ("start", "end", "blocks"),
+    [(0, 1 << 47, [0, 2]), (1, 2, [0]), (2 << 20, 4 << 20, []), (2 << 20, (4 << 20) + 1, [2])],
+)
 def test_only_tables_that_exist_are_visited(mm, start, end, blocks):
     for block in (2, 0):
         pte_alloc(mm, VPN + 512 * block)
@@ -84,7 +89,7 @@ def test_every_store_is_told_and_drops_the_host_tlb(mm):
         assert pgtable.ptep_clear_flush(mm, VPN, index) == 5 << 12 | SWP_ENTRY
     values = [0, RW, RW & ~PT_WRITABLE, RW & ~PT_WRITABLE & ~PT_ACCESSED, RW, 0]
     ptes_ = [value and 7 << 12 | value for value in values] + [5 << 12 | SWP_ENTRY, 0]
-    assert seen == [(VPN, old, new) for old, new in zip(ptes_, ptes_[1:], strict=False)]
+    assert seen == [(VPN, old, new) for old, new in pairwise(ptes_)]
 
 
 def test_slot_0_is_not_none():
@@ -93,16 +98,16 @@ def test_slot_0_is_not_none():
 
 
 def test_flushes_reach_a_tlb_that_walks_the_same_table(mm):
-    class Device(MmuNotifier):
-        flushed: list[tuple[int, int]] = []
+    flushed = []
 
+    class Device(MmuNotifier):
         def arch_invalidate_secondary_tlbs(self, mm, start, end):
-            self.flushed.append((start, end))
+            flushed.append((start, end))
 
     mmu_notifier_register(Device(), mm)
     index = pte_alloc(mm, VPN)
     pgtable.set_pte(mm, VPN, index, 7 << 12 | RW)
-    assert Device.flushed == []
+    assert flushed == []
     pgtable.ptep_swap_out(mm, VPN, index, 5)
-    assert Device.flushed == [(VPN << 12, VPN + 1 << 12)]
+    assert flushed == [(VPN << 12, VPN + 1 << 12)]
     pgtable.ptep_clear_flush(mm, VPN, index)

@@ -86,7 +86,7 @@ def test_nothing_is_written_through_a_stale_translation(mm, start):
 @pytest.mark.parametrize(
     "access",
     [
-        lambda mm, hva: read_user_u64(mm, hva),
+        read_user_u64,
         lambda mm, hva: write_user_u64(mm, hva, 1),
         lambda mm, hva: cmpxchg_user_u64(mm, hva, 0, 1),
         lambda mm, hva: copy_from_user(mm, hva, 1),

@@ -31,7 +31,9 @@ def test_a_removed_area_is_not_found_again(mm):
     assert find_vma(mm, 0x2000) is None
 
 
-@pytest.mark.parametrize("bounds", [(0x1000, 0x2001), (0x3FFF, 0x5000), (0x2000, 0x4000), (0x2800, 0x2900), (0, 0x9000)])
+@pytest.mark.parametrize(
+    "bounds", [(0x1000, 0x2001), (0x3FFF, 0x5000), (0x2000, 0x4000), (0x2800, 0x2900), (0, 0x9000)]
+)
 def test_areas_never_overlap(mm, bounds):
     mm.vmas.insert(Vma(0x2000, 0x4000, RW))
     with pytest.raises(ModelBug, match="overlaps"):
@@ -60,7 +62,12 @@ def test_only_like_neighbours_merge(mm):
     ):
         mm.vmas.insert(vma)
     merge_vmas(mm, 0x1000, 0x7000)
-    assert [bounds[:2] for bounds in layout(mm)] == [(0x1000, 0x2000), (0x2000, 0x3000), (0x4000, 0x6000), (0x6000, 0x7000)]
+    assert [bounds[:2] for bounds in layout(mm)] == [
+        (0x1000, 0x2000),
+        (0x2000, 0x3000),
+        (0x4000, 0x6000),
+        (0x6000, 0x7000),
+    ]
 
 
 def test_free_space_is_found_from_below(mm):
