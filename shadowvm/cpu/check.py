@@ -17,12 +17,6 @@ REG_EFLAGS, REG_RAX, REG_RBP, REG_RBX, REG_RCX, REG_RDI, REG_RDX, REG_RIP = 25, 
 REG_RSI, REG_RSP, REG_CR0, REG_CR2, REG_CR3, REG_CR4, REG_R8 = 43, 44, 50, 52, 53, 54, 106
 REG_IDTR, REG_GDTR, REG_LDTR, REG_TR, REG_MSR = 242, 243, 244, 245, 248
 GENERAL = (REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI, *range(REG_R8, REG_R8 + 8))
-MSRS = (
-    (0xC000_0081, lay.ENV_STAR),
-    (0xC000_0082, lay.ENV_LSTAR),
-    (0xC000_0084, lay.ENV_FMASK),
-    (0xC000_0103, lay.ENV_TSC_AUX),
-)
 CLASS_WORDS = 64
 
 
@@ -95,7 +89,12 @@ def check_layout(lib: Library, uc: int, cpu: int) -> None:
         ("tr", REG_TR, lay.ENV_TR),
     ):
         probe.table(name, reg, offset)
-    for number, offset in MSRS:
+    for number, offset in (
+        (0xC000_0081, lay.ENV_STAR),
+        (0xC000_0082, lay.ENV_LSTAR),
+        (0xC000_0084, lay.ENV_FMASK),
+        (0xC000_0103, lay.ENV_TSC_AUX),
+    ):
         probe.msr(number, offset)
     if probe.wrong:
         raise _unknown(probe.wrong)

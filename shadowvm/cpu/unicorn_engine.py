@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from functools import cache
 
 from .. import x86
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva, Hpa, Pfn
 from ..errors import ModelBug
 from ..phys import Ram
-from . import context, registers, roots
+from . import context, registers, roots, selftest
 from . import layout as lay
 from . import mailbox as mb
 from .check import peek
@@ -52,6 +53,8 @@ class UnicornEngine(Registers):
     """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed."""
 
     def __init__(self, ram: Ram, vcpu_id: int = 0, counting: bool = True) -> None:
+        if vcpu_id >= 0:
+            _prove_library()
         self.ram, self.vcpu_id, self.counting = ram, vcpu_id, counting
         self.error = ""
         lib = library()
@@ -368,3 +371,12 @@ class UnicornEngine(Registers):
         if self._uc:
             self._lib.uc_close(self._uc)
             self._uc = 0
+
+    def __del__(self) -> None:
+        if getattr(self, "_uc", 0):
+            self.close()
+
+
+@cache
+def _prove_library() -> None:
+    selftest.require(UnicornEngine)

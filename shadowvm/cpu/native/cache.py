@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -93,7 +94,8 @@ def _write(path: Path, payload: bytes) -> None:
         temporary.write_bytes(MAGIC + hashlib.sha256(payload).digest() + payload)
         temporary.replace(path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def load() -> NativeCode:

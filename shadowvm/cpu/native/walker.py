@@ -170,19 +170,15 @@ def fill_fetch(box, cpu, page, pfn, idx):
 
 @inline
 def fill_data(box, cpu, page, pfn, idx, writable):
-    """Map for data. X beside W keeps stores to executed frames on the slow path, which sees them (but must not
-    open the page to fetches: addr_code becomes a value that no address matches)."""
-    if not writable:
-        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 1, idx, 4096)
-        return
-    st32(get(box, mb.WRITE_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
-    if ld8(get(box, mb.EXECUTED) + pfn) == 0:
-        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3, idx, 4096)
-        return
-    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 7, idx, 4096)
-    fast = cpu + lay.CPU_ENV + lay.TLB_FAST + 16 * idx
-    entry = ld64(fast + 8) + (page >> 12 & ld64(fast) >> 6) * lay.TLB_ENTRY_SIZE
-    st64(entry + lay.TLB_ENTRY_CODE, page | lay.TLB_INVALID_MASK)
+    """Map for data. Unicorn lets stores off the slow path, on which it sees that they hit code, once addr_code of the
+    entry is empty. So the entry of an executed frame gets an addr_code that is neither empty nor ever matches."""
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3 if writable else 1, idx, 4096)
+    if writable:
+        st32(get(box, mb.WRITE_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
+        if ld8(get(box, mb.EXECUTED) + pfn) != 0:
+            fast = cpu + lay.CPU_ENV + lay.TLB_FAST + 16 * idx
+            entry = ld64(fast + 8) + (page >> 12 & ld64(fast) >> 6) * lay.TLB_ENTRY_SIZE
+            st64(entry + lay.TLB_ENTRY_CODE, page | lay.TLB_INVALID_MASK)
 
 
 @inline
