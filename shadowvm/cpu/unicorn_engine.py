@@ -156,12 +156,26 @@ class UnicornEngine(Registers):
     def step(self) -> int:
         """Execute one instruction from RIP (one iteration of a rep): QUANTUM if it retired, else the exit.
 
-        An exception that the instruction raises is delivered; the step then ends at its handler.
+        Interrupts wait. An exception that the instruction raises is delivered; the step then ends at its handler.
+
+        Raises:
+            ModelBug: an event is queued; it would be delivered instead.
         """
         box = self.box
-        if not self.counting:
-            return self._step_by_trap()
-        # With no budget every block comes to the hook's slow path, which knows about steps.
+        if box[mb.EVENT_KIND]:
+            raise ModelBug(f"a step with event {box[mb.EVENT_VECTOR]} queued")
+        pending, box[mb.IRQ_PENDING] = box[mb.IRQ_PENDING], 0
+        try:
+            return self._step_counted() if self.counting else self._step_trapped()
+        finally:
+            box[mb.STEP] = 0
+            if pending:
+                box[mb.IRQ_PENDING] = pending
+                self._kick()
+
+    def _step_counted(self) -> int:
+        """With no budget every block comes to the hook's slow path, which ends the run at the second."""
+        box = self.box
         saved = box[mb.BUDGET]
         box[mb.GRANTED] = box[mb.GRANTED] - saved & MASK64
         box[mb.BUDGET] = 0
@@ -170,29 +184,26 @@ class UnicornEngine(Registers):
         try:
             code = self.enter()
         finally:
-            done, box[mb.STEP] = box[mb.STEP] == 2, 0
             box[mb.GRANTED] = box[mb.GRANTED] + saved & MASK64
             box[mb.BUDGET] = box[mb.BUDGET] + saved & MASK64
-        if done and code != CpuExit.HLT and box[mb.EXIT_ACCESS] == FETCH and code in FETCH_EXITS:
-            return CpuExit.QUANTUM
-        return code
+        return self._stepped(code, box[mb.STEP] == 2)
 
-    def _step_by_trap(self) -> int:
-        """Without the block hook: by the trap flag. PUSHF would push it."""
+    def _step_trapped(self) -> int:
+        """Without the block hook: by the trap flag. A PUSHF stores it as set."""
         env, box = self.env, self.box
-        saved, flags = env[DR6], self.rflags
-        start = env[RIP]
+        dr6, flags, start = env[DR6], self.rflags, env[RIP]
         self.rflags = flags | RFLAGS_TF
         box[mb.STEP] = 3
         code = self.enter()
-        trapped = not box[mb.STEP]
-        box[mb.STEP] = 0
-        env[DR6] = saved
+        env[DR6] = dr6
         if not flags & RFLAGS_TF:
             self.rflags &= ~RFLAGS_TF
-        if not trapped and code in FETCH_EXITS and box[mb.EXIT_ACCESS] == FETCH and env[RIP] != start:
-            return CpuExit.QUANTUM
-        return code
+        return self._stepped(code, bool(box[mb.STEP]) and env[RIP] != start)
+
+    def _stepped(self, code: int, retired: bool) -> int:
+        """The instruction is done even if the next one cannot be fetched."""
+        next_absent = code in FETCH_EXITS and self.box[mb.EXIT_ACCESS] == FETCH
+        return CpuExit.QUANTUM if retired and next_absent else code
 
     def set_budget(self, instructions: int) -> None:
         """Instructions until QUANTUM."""
