@@ -1,0 +1,1 @@
+"""What tools/bench measures, one module per kind of comparison."""
