@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 from .addr import PAGE_SHIFT, Gfn, Gpa, Gva, Hva
 from .boot import pvh
-from .boot.elf import load_elf
+from .boot.image import BootOptions, LongModeStart
+from .boot.load import load_image
+from .boot.memmap import memory_layout
 from .config import MachineConfig
 from .cpu.unicorn_engine import UnicornEngine
 from .devices.bus import PortBus
@@ -64,12 +66,10 @@ class Machine:
         self.config = config
         self._output = output
         self._digest = hashlib.sha256()
-        layout = pvh.memory_layout(config.memory)
-        bounds = [(each.base << PAGE_SHIFT, each.base + each.npages << PAGE_SHIFT) for each in layout]
-        image = load_elf(config.image, bounds, pvh.BOOT_END)
-        cmdline = config.append.encode("utf-8", "surrogateescape")
-        if len(cmdline) >= pvh.CMDLINE_MAX:
-            raise ConfigError(f"-append: {len(cmdline)} bytes are more than the {pvh.CMDLINE_MAX - 1} that fit")
+        layout = memory_layout(config.memory)
+        image = load_image(config.image, BootOptions(config.memory, config.append.encode("utf-8", "surrogateescape")))
+        if not isinstance(image.start, LongModeStart):
+            raise ConfigError(f"{config.image}: starts in 32-bit mode; so far, only ELF64 images run")
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
         self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
@@ -83,9 +83,7 @@ class Machine:
             for slot_id, memory in enumerate(layout):
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
-            self._add_vcpu(image.entry)
-            for gpa, data in pvh.boot_data(config.memory, cmdline):
-                self.write_guest(gpa, data)
+            self._add_vcpu(image.start.entry)
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
             undo.pop_all()

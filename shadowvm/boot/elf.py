@@ -1,113 +1,103 @@
-"""ELF64 images: what to load where, and where to start (read with pyelftools).
+"""ELF executables of both classes: what to load where, and where to start.
 
-Segments go to their physical addresses. Everything that cannot be loaded is refused with a ConfigError that names
-the file and what is wrong with it.
+Only the ELF header and the program headers are read, so that broken section headers do not matter (nor cost) here.
+Segments go to their physical addresses. Everything that cannot be loaded is refused with a ConfigError that names the
+file and what is wrong with it.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, NamedTuple
+from struct import Struct
+from typing import NamedTuple
 
 from ..addr import Gpa
 from ..errors import ConfigError
+from .image import Kernel, Segment
 
-_ELF_MAGIC = b"\x7fELF"
-_ELFCLASS64 = 2
+ELF_MAGIC = b"\x7fELF"
+ELFCLASS32, ELFCLASS64 = 1, 2
 _ELFDATA2LSB = 1
-_EHDR_SIZE = 64
-_PHDR_SIZE = 56
+_ET_EXEC = 2
+_EM_386, _EM_X86_64 = 3, 62
+_PT_LOAD = 1
+_MACHINES = {_EM_386: "i386", _EM_X86_64: "x86-64", 40: "ARM", 183: "AArch64", 243: "RISC-V"}
 
 
-class Segment(NamedTuple):
-    """`data` at `gpa`, followed by zeros up to `memsz` bytes."""
+class _ElfClass(NamedTuple):
+    """Layouts of one class. `fields`: index of p_offset, p_vaddr, p_paddr, p_filesz, p_memsz in `phdr`."""
 
-    gpa: Gpa
-    data: bytes
+    bits: int
+    machine: int
+    ehdr: Struct
+    phdr: Struct
+    fields: tuple[int, int, int, int, int]
+
+
+_CLASSES = {
+    ELFCLASS32: _ElfClass(32, _EM_386, Struct("<16xHHIIIIIHHHHHH"), Struct("<8I"), (1, 2, 3, 4, 5)),
+    ELFCLASS64: _ElfClass(64, _EM_X86_64, Struct("<16xHHIQQQIHHHHHH"), Struct("<IIQQQQQQ"), (2, 3, 4, 5, 6)),
+}
+
+
+class _ProgramHeader(NamedTuple):
+    offset: int
+    vaddr: int
+    paddr: int
+    filesz: int
     memsz: int
 
-    @property
-    def end(self) -> int:
-        """First guest-physical address behind the segment."""
-        return self.gpa + self.memsz
+
+def elf_class(data: bytes) -> int | None:
+    """ELFCLASS32 or ELFCLASS64 (or what else the file says); None if it is no ELF."""
+    return data[4] if data[:4] == ELF_MAGIC and len(data) > 5 else None
 
 
-class Image(NamedTuple):
-    """A loadable guest. `entry` is guest-physical."""
-
-    entry: Gpa
-    segments: list[Segment]
-
-
-def load_elf(path: str, memory_ranges: list[tuple[int, int]], reserved_end: int) -> Image:
-    """Read an ELF64 whose segments must lie in `memory_ranges` and above `reserved_end`."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    image = _parse(path, data)
-    _check_placement(path, image, memory_ranges, reserved_end)
-    return image
-
-
-def _parse(path: str, data: bytes) -> Image:
-    _check_ident(path, data)
-    import io  # noqa: PLC0415 - with pyelftools, only a run that gets this far pays for the import
-
-    from elftools.common.exceptions import ELFError  # noqa: PLC0415
-    from elftools.elf.elffile import ELFFile  # noqa: PLC0415
-
-    try:
-        elf = ELFFile(io.BytesIO(data))
-        header = elf.header
-        if header["e_machine"] != "EM_X86_64":
-            raise ConfigError(f"{path}: made for another machine ({header['e_machine']}), not x86-64")
-        if header["e_type"] != "ET_EXEC":
-            raise ConfigError(f"{path}: not an executable image (type {header['e_type']})")
-        if header["e_phnum"] and header["e_phentsize"] != _PHDR_SIZE:
-            raise ConfigError(f"{path}: program headers of {header['e_phentsize']} bytes, not {_PHDR_SIZE}")
-        if header["e_phoff"] + header["e_phnum"] * _PHDR_SIZE > len(data):
-            raise ConfigError(f"{path}: truncated: program headers reach beyond the end of the file")
-        headers = [elf.get_segment(n).header for n in range(header["e_phnum"])]
-    except (ELFError, KeyError, ValueError, OverflowError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{path}: malformed ELF: {error}") from None
-    loads = [each for each in headers if each["p_type"] == "PT_LOAD" and each["p_memsz"]]
-    segments = [_segment(path, data, each) for each in loads]
-    if not segments:
+def parse_elf(path: str, data: bytes, elfclass: int) -> Kernel:
+    """Read an executable of one class. The placement of its segments is not checked here."""
+    layout = _CLASSES[elfclass]
+    _check_ident(path, data, elfclass, layout)
+    kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, *_ = layout.ehdr.unpack_from(data)
+    if machine != layout.machine:
+        name = _MACHINES.get(machine, f"machine {machine}")
+        raise ConfigError(f"{path}: made for another machine ({name}), not {_MACHINES[layout.machine]}")
+    if kind != _ET_EXEC:
+        raise ConfigError(f"{path}: not an executable image (type {kind})")
+    if phnum and phentsize != layout.phdr.size:
+        raise ConfigError(f"{path}: program headers of {phentsize} bytes, not {layout.phdr.size}")
+    if phoff + phnum * layout.phdr.size > len(data):
+        raise ConfigError(f"{path}: truncated: program headers reach beyond the end of the file")
+    headers = _program_headers(data[phoff : phoff + phnum * layout.phdr.size], layout)
+    if not headers:
         raise ConfigError(f"{path}: no segments to load")
-    for each in loads:
-        if each["p_vaddr"] <= header["e_entry"] < each["p_vaddr"] + each["p_memsz"]:
-            return Image(Gpa(header["e_entry"] - each["p_vaddr"] + each["p_paddr"]), segments)
-    raise ConfigError(f"{path}: entry {header['e_entry']:#x} is in no segment")
+    _check_headers(path, headers, len(data))
+    segments = [Segment(Gpa(h.paddr), data[h.offset : h.offset + h.filesz], h.memsz) for h in headers]
+    for header in headers:
+        if header.vaddr <= entry < header.vaddr + header.memsz:
+            return Kernel(Gpa(entry - header.vaddr + header.paddr), segments)
+    raise ConfigError(f"{path}: entry {entry:#x} is in no segment")
 
 
-def _check_ident(path: str, data: bytes) -> None:
-    if data[:4] != _ELF_MAGIC:
+def _check_ident(path: str, data: bytes, elfclass: int, layout: _ElfClass) -> None:
+    if data[:4] != ELF_MAGIC:
         raise ConfigError(f"{path}: not an ELF image")
-    if len(data) < _EHDR_SIZE:
+    if len(data) < layout.ehdr.size:
         raise ConfigError(f"{path}: truncated ELF header ({len(data)} bytes)")
-    if data[4] != _ELFCLASS64 or data[5] != _ELFDATA2LSB:
-        raise ConfigError(f"{path}: not a 64-bit little-endian ELF; build the guest for x86-64")
+    if data[4] != elfclass or data[5] != _ELFDATA2LSB:
+        raise ConfigError(f"{path}: not a {layout.bits}-bit little-endian ELF; build the guest for x86-64")
 
 
-def _segment(path: str, data: bytes, header: Any) -> Segment:
-    offset, filesz, memsz = header["p_offset"], header["p_filesz"], header["p_memsz"]
-    if filesz > memsz:
-        raise ConfigError(f"{path}: segment at {header['p_paddr']:#x} has more bytes in the file than in memory")
-    if offset + filesz > len(data):
-        raise ConfigError(f"{path}: truncated: segment at {header['p_paddr']:#x} reaches beyond the end of the file")
-    return Segment(Gpa(header["p_paddr"]), data[offset : offset + filesz], memsz)
+def _program_headers(table: bytes, layout: _ElfClass) -> list[_ProgramHeader]:
+    """The headers of what is to be loaded."""
+    rows = layout.phdr.iter_unpack(table)
+    headers = (_ProgramHeader(*(row[index] for index in layout.fields)) for row in rows if row[0] == _PT_LOAD)
+    return [each for each in headers if each.memsz]
 
 
-def _check_placement(path: str, image: Image, memory_ranges: list[tuple[int, int]], reserved_end: int) -> None:
-    in_order = sorted(image.segments, key=lambda each: each.gpa)
-    for segment in in_order:
-        where = f"segment {segment.gpa:#x}-{segment.end:#x}"
-        if not any(start <= segment.gpa and segment.end <= end for start, end in memory_ranges):
-            raise ConfigError(f"{path}: {where} lies outside of guest memory; give more with -m")
-        if segment.gpa < reserved_end:
-            raise ConfigError(f"{path}: {where} overlaps the boot data below {reserved_end:#x}")
-    for lower, upper in pairwise(in_order):
-        if upper.gpa < lower.end:
-            raise ConfigError(f"{path}: segments at {lower.gpa:#x} and {upper.gpa:#x} overlap")
+def _check_headers(path: str, headers: list[_ProgramHeader], size: int) -> None:
+    for each in headers:
+        if each.filesz > each.memsz:
+            raise ConfigError(f"{path}: segment at {each.paddr:#x} has more bytes in the file than in memory")
+        if each.offset + each.filesz > size:
+            raise ConfigError(f"{path}: truncated: segment at {each.paddr:#x} reaches beyond the end of the file")
+    if sum(each.filesz for each in headers) > size:
+        raise ConfigError(f"{path}: its segments have more bytes than the file")

@@ -10,9 +10,9 @@ runs here and, through its PVH note, under QEMU. Here the CPU is already in 64-b
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
-from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gpa
+from ..errors import ConfigError
 from ..x86 import (
     CR0_PE,
     CR0_PG,
@@ -28,9 +28,12 @@ from ..x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
+from .elf import ELFCLASS64, parse_elf
+from .image import BootImage, BootOptions, Kernel, LongModeStart, Reserved, Segment, check_placement, read_file
 
 BOOT_GDT = Gpa(0x500)
 BOOT_START_INFO = Gpa(0x6000)
+BOOT_MODLIST = Gpa(0x6100)
 BOOT_MEMMAP = Gpa(0x7000)
 BOOT_STACK = Gpa(0x8FF0)
 BOOT_PML4 = Gpa(0x9000)
@@ -48,52 +51,50 @@ BOOT_EFER = EFER_LME | EFER_LMA | EFER_NX
 GDT_ENTRIES = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 
 _START_INFO_MAGIC = 0x336EC578
-_MEMMAP_RAM, _MEMMAP_RESERVED = 1, 2
-_LOW_MEMORY_END, _HIGH_MEMORY = 0xA0000, 0x100000
-_PCI_HOLE, _ABOVE_4G = 0xC0000000, 1 << 32
 
 
-class MemoryRange(NamedTuple):
-    """Guest frames [base, base + npages)."""
-
-    base: Gfn
-    npages: int
-
-
-def memory_layout(size: int) -> list[MemoryRange]:
-    """Guest RAM of `size` bytes: below 3 GiB, and what is more from 4 GiB on, as on QEMU's pc."""
-    low = min(size, _PCI_HOLE)
-    ranges = [MemoryRange(Gfn(0), low >> PAGE_SHIFT)]
-    if size > low:
-        ranges.append(MemoryRange(Gfn(_ABOVE_4G >> PAGE_SHIFT), (size - low) >> PAGE_SHIFT))
-    return ranges
+def load_long_mode(path: str, data: bytes, options: BootOptions) -> BootImage:
+    """An ELF64 named `path` with content `data`, together with its boot data."""
+    kernel = parse_elf(path, data, ELFCLASS64)
+    check_placement(path, kernel.segments, options, Reserved("the boot data", 0, BOOT_END))
+    module = _module(kernel, options) if options.initrd else None
+    start = LongModeStart(kernel.entry, BOOT_START_INFO)
+    tables = [Segment(gpa, each, len(each)) for gpa, each in boot_data(options, module)]
+    modules = [] if module is None else [module]
+    return BootImage([*tables, *options.extra_segments, *kernel.segments, *modules], start)
 
 
-def boot_data(size: int, cmdline: bytes) -> list[tuple[Gpa, bytes]]:
-    """Everything to write below BOOT_END for a guest of `size` bytes: (gpa, bytes) pairs."""
-    entries = _memory_map(size)
+def _module(kernel: Kernel, options: BootOptions) -> Segment:
+    """The one file of -initrd, at the end of low memory, where QEMU puts it too."""
+    path = options.initrd
+    data = read_file(path, options.low_end, "-initrd")
+    gpa = options.low_end - len(data) & -PAGE_SIZE
+    segment = Segment(Gpa(gpa), data, len(data))
+    taken = [Reserved("the kernel", each.gpa, each.end) for each in kernel.segments]
+    check_placement(f"-initrd: {path}", [segment], options, Reserved("the boot data", 0, BOOT_END), *taken)
+    return segment
+
+
+def boot_data(options: BootOptions, module: Segment | None = None) -> list[tuple[Gpa, bytes]]:
+    """Everything to write below BOOT_END: (gpa, bytes) pairs. ConfigError: the command line is too long."""
+    if len(options.append) >= CMDLINE_MAX:
+        raise ConfigError(f"-append: {len(options.append)} bytes are more than the {CMDLINE_MAX - 1} that fit")
+    entries = options.memory_map
+    modlist = b"" if module is None else struct.pack("<4Q", module.gpa, module.memsz, 0, 0)
     memmap = b"".join(struct.pack("<QQII", base, length, kind, 0) for base, length, kind in entries)
     start_info = struct.pack(
-        "<IIIIQQQQII", _START_INFO_MAGIC, 1, 0, 0, 0, BOOT_CMDLINE, 0, BOOT_MEMMAP, len(entries), 0
+        "<IIIIQQQQII",
+        *(_START_INFO_MAGIC, 1, 0, module is not None),
+        *(BOOT_MODLIST if module else 0, BOOT_CMDLINE, options.rsdp, BOOT_MEMMAP),
+        *(len(entries), 0),
     )
     return [
         (BOOT_GDT, struct.pack("<3Q", *GDT_ENTRIES)),
-        (BOOT_START_INFO, start_info),
+        (BOOT_START_INFO, start_info.ljust(BOOT_MODLIST - BOOT_START_INFO, b"\0") + modlist),
         (BOOT_MEMMAP, memmap),
-        (BOOT_CMDLINE, cmdline + b"\0"),
+        (BOOT_CMDLINE, options.append + b"\0"),
         *_identity_map(),
     ]
-
-
-def _memory_map(size: int) -> list[tuple[int, int, int]]:
-    low_end = min(size, _PCI_HOLE)
-    entries = [(0, min(low_end, _LOW_MEMORY_END), _MEMMAP_RAM)]
-    if low_end > _HIGH_MEMORY:
-        entries.append((_LOW_MEMORY_END, _HIGH_MEMORY - _LOW_MEMORY_END, _MEMMAP_RESERVED))
-        entries.append((_HIGH_MEMORY, low_end - _HIGH_MEMORY, _MEMMAP_RAM))
-    if size > low_end:
-        entries.append((_ABOVE_4G, size - low_end, _MEMMAP_RAM))
-    return entries
 
 
 def _identity_map() -> list[tuple[Gpa, bytes]]:
