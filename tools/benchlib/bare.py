@@ -17,7 +17,8 @@ from numba import cfunc, types
 
 from shadowvm.addr import Gva
 from shadowvm.boot import pvh
-from shadowvm.boot.elf import load_elf
+from shadowvm.boot.image import BootOptions, LongModeStart
+from shadowvm.boot.load import load_image
 from shadowvm.cpu import layout as lay
 from shadowvm.cpu.check import class_slot
 from shadowvm.cpu.engine import FETCH
@@ -115,14 +116,14 @@ class BareMachine:
         assert not self._lib.variadic("uc_hook_add", *words, ctypes.c_void_p(data), *everywhere)
 
     def _load(self, path: str, memory: int, append: str) -> None:
-        image = load_elf(path, [(0, memory)], pvh.BOOT_END)
-        pieces = [*pvh.boot_data(memory, append.encode()), *((each.gpa, each.data) for each in image.segments)]
-        for gpa, data in pieces:
+        image = load_image(path, BootOptions(memory, append.encode()))
+        assert isinstance(image.start, LongModeStart)
+        for gpa, data, _ in image.segments:
             self.ram.b[gpa : gpa + len(data)] = data
         gdt = (Gva(pvh.BOOT_GDT), 8 * len(pvh.GDT_ENTRIES) - 1)
         controls = (pvh.BOOT_CR0, pvh.BOOT_CR4, pvh.BOOT_EFER)
-        enter_long_mode(self._lib, self._env, Gva(image.entry), pvh.BOOT_PML4, gdt, (Gva(0), 0), *controls)
-        self._entry = image.entry
+        enter_long_mode(self._lib, self._env, Gva(image.start.entry), pvh.BOOT_PML4, gdt, (Gva(0), 0), *controls)
+        self._entry = image.start.entry
         self._set_reg(STACK, pvh.BOOT_STACK)
         for register in (RBX, RDI):
             self._set_reg(register, pvh.BOOT_START_INFO)
