@@ -157,7 +157,6 @@ class SwapFile:
         self._next = self._current * SWAPFILE_CLUSTER
 
     def _free_slot(self, slot: int) -> None:
-        self.zeromap[slot] = 0
         self.nr_free += 1
         cluster = slot // SWAPFILE_CLUSTER
         free = self._cluster_free[cluster] = self._cluster_free[cluster] + 1

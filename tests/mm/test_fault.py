@@ -77,12 +77,14 @@ def test_a_page_of_our_own_is_reused_after_mprotect_there_and_back(mm, vpn):
 def test_a_page_that_somebody_holds_is_copied_when_it_was_write_protected(mm, vpn):
     put_word(mm, vpn, 5)
     held = get_user_page(mm, vpn, False)
+    mm.q[held.pfn << 9 | 511] = 99
     mprotect(mm, vpn << 12, 4096, writable=False)
     mprotect(mm, vpn << 12, 4096, writable=True)
     with BracketCheck().watching():
         put_word(mm, vpn, 6)
     assert mm.q[held.pfn << 9 | 5] == 5
     assert get_word(mm, vpn) == 6
+    assert mm.q[touch(mm, vpn).pfn << 9 | 511] == 99
     audit(mm.host, {held: 1})
     put_page(mm.host, held)
     audit(mm.host)

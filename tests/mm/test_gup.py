@@ -88,6 +88,7 @@ def test_a_held_page_survives_its_mapping(mm, vpn):
 def test_a_held_page_is_unmapped_by_reclaim_but_not_freed_and_comes_back_as_itself(mm, vpn):
     host = mm.host
     page = get_user_page(mm, vpn, True)
+    mm.q[page.pfn << 9] = 77
     assert madvise_pageout(mm, vpn << 12, 4096) == 0
     assert host_pte(mm, vpn) & SWP_ENTRY
     assert page.swapcache

@@ -14,7 +14,7 @@ from shadowvm.events import (
 )
 from shadowvm.mm.fault import VmFault
 from shadowvm.mm.gup import get_user_page, host_pte
-from shadowvm.mm.mm_struct import MmStruct, exit_mmap, madvise_pageout, mmap
+from shadowvm.mm.mm_struct import MmStruct, exit_mmap, madvise_pageout, mmap, munmap
 from shadowvm.mm.mmu_notifier import mmu_notifier_register
 from shadowvm.mm.page_alloc import put_page
 from shadowvm.mm.vmscan import (
@@ -114,6 +114,17 @@ def test_a_held_page_goes_back_and_others_of_its_batch_go(mm):
     put_page(host, held)
     assert scan(host, 8) == 1
     assert get_word(mm, Vpn(vpn + 3)) == 4
+
+
+def test_a_held_page_without_an_owner_takes_no_slot(mm):
+    host = mm.host
+    vpn = filled(mm, 1)
+    held = get_user_page(mm, vpn, True)
+    munmap(mm, vpn << 12, 4096)
+    assert scan(host, 1) == 0
+    assert host.swap.nr_free == host.swap.nr_slots
+    put_page(host, held)
+    audit(host)
 
 
 def test_a_locked_page_is_passed_over(mm):
