@@ -70,6 +70,12 @@ WINDOW_PFN = _next()
 WINDOW1_VA = _next()
 WINDOW1_PFN = _next()
 NO_WINDOW = 1
+TLB_PERIODS = _next()
+"""For each mmu_idx: flushes of a TLB that was used."""
+_next()
+_next()
+TLB_WINDOW_PERIODS = 64
+"""The TLB may shrink after so many of them."""
 
 # Counting.
 BUDGET = _next()

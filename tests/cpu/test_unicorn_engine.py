@@ -10,7 +10,9 @@ import time
 import pytest
 
 from shadowvm.addr import Gva, Hpa, Pfn
+from shadowvm.cpu import layout as lay
 from shadowvm.cpu import mailbox as mb
+from shadowvm.cpu.check import peek
 from shadowvm.cpu.engine import CpuExit
 from shadowvm.cpu.registers import CR3, RIP
 from shadowvm.x86 import CR4_SMAP, CR4_SMEP, PT_ACCESSED
@@ -183,28 +185,58 @@ def test_garbage_as_code_ends_in_an_exit(seed: int) -> None:
 STACKISH = 0x8000
 
 
+def tlb_entries(machine: Machine, mmu_idx: int = 2) -> int:
+    """Size of the supervisor's TLB."""
+    return peek(machine.engine._env_address + lay.TLB_FAST + 16 * mmu_idx) // lay.TLB_ENTRY_SIZE + 1
+
+
+def touch(machine: Machine, pages: int) -> int:
+    """Load from as many pages, flush; the misses."""
+    engine = machine.engine
+    engine.set_reg(7, 0x40000000)
+    engine.set_reg(1, pages)
+    engine.rip = CODE
+    before = engine.box[mb.FILLS]
+    assert engine.enter() == CpuExit.HLT
+    engine.flush_tlb()
+    return engine.box[mb.FILLS] - before
+
+
+def touching_machine() -> Machine:
+    machine = Machine(frames=4096 + 64)
+    machine.map(0x40000000, 0, P | W | U | 0x80, level=3)
+    machine.code(CODE, "l: mov rax,[rdi]\n add rdi,4096\n dec rcx\n jnz l\n hlt")
+    machine.reset()
+    return machine
+
+
 def test_the_tlb_s_size_does_not_depend_on_time() -> None:
-    """Unicorn shrinks its TLB after 100 ms of little use; then the misses of a run would depend on the host."""
+    """Unicorn alone shrinks it after 100 ms of little use: the misses of a run would depend on the host."""
 
     def misses(pause: float) -> list[int]:
-        machine = Machine(frames=4096 + 64)
-        machine.map(0x40000000, 0, P | W | U | 0x80, level=3)
-        machine.code(CODE, "l: mov rax,[rdi]\n add rdi,4096\n dec rcx\n jnz l\n hlt")
-        engine, box, seen = machine.engine, machine.engine.box, []
-        machine.reset()
+        machine, seen = touching_machine(), []
         for pages in (3000, 3000, 3000, 3000, 3000, 20, 20, 3000, 3000):
-            engine.set_reg(7, 0x40000000)
-            engine.set_reg(1, pages)
-            engine.rip = CODE
-            before = box[mb.FILLS]
-            assert engine.enter() == CpuExit.HLT
-            seen.append(box[mb.FILLS] - before)
+            seen.append(touch(machine, pages))
             if pages == 20:
                 time.sleep(pause)
-            engine.flush_tlb()
+                machine.engine.flush_tlb()
         return seen
 
     assert misses(0.15) == misses(0)
+
+
+def test_the_tlb_grows_with_use_and_shrinks_after_many_flushes_of_little_use() -> None:
+    machine = touching_machine()
+    for _ in range(6):
+        touch(machine, 3000)
+    assert tlb_entries(machine) == 8192
+    sizes = []
+    for _ in range(2 * mb.TLB_WINDOW_PERIODS + 2):
+        touch(machine, 20)
+        sizes.append(tlb_entries(machine))
+    assert sizes[0] == 8192
+    assert sizes[-1] == 64
+    assert sorted(sizes, reverse=True) == sizes
 
 
 def test_accessed_bits_are_the_same_in_two_runs() -> None:

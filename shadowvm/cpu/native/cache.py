@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from contextlib import suppress
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import ModelBug
@@ -45,10 +44,10 @@ def source_key() -> str:
 
 
 def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "none"
+    """The installed version, from the name of its metadata directory: importlib.metadata costs 15 ms."""
+    spec = find_spec(package)
+    places = [Path(place).parent for place in spec.submodule_search_locations or []] if spec else []
+    return " ".join(sorted(found.name for place in places for found in place.glob(f"{package}-*.dist-info")))
 
 
 def compile_objects() -> bytes:
@@ -57,6 +56,8 @@ def compile_objects() -> bytes:
     Raises:
         ModelBug: the compiler failed; the message ends with what it said.
     """
+    import subprocess  # noqa: PLC0415  not needed while the cache is warm
+
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "shadowvm.cpu.native.build"]
     done = subprocess.run(command, env=env, capture_output=True, check=False)

@@ -225,13 +225,26 @@ def refuse(box, cpu, va, size, access, idx, retaddr, code):
 
 
 @inline
+def set_tlb_window(box, desc, idx):
+    """First fill after a flush. QEMU shrinks a TLB at a flush if it was little used in a time window of 100 ms.
+
+    Host time would make the misses differ between runs: here the window ends after a number of flushes.
+    """
+    periods = get(box, mb.TLB_PERIODS + idx) + 1
+    ended = periods & (mb.TLB_WINDOW_PERIODS - 1) == 0
+    put(box, mb.TLB_PERIODS + idx, periods)
+    st64(desc + lay.TLB_WINDOW_BEGIN, lay.WINDOW_HAS_ENDED if ended else lay.WINDOW_NEVER_ENDS)
+
+
+@inline
 def on_fill(cpu, va, size, access, idx, probe, retaddr):
     """CPUClass.tlb_fill: True if the TLB now maps `va` for this access."""
     env = cpu + lay.CPU_ENV
     box = ld64(env + lay.ENV_VM_VMCB)
     page = va & PAGE_MASK
-    # The TLB must shrink by use alone: host time in it would make runs differ.
-    st64(env + lay.TLB_DESC + lay.TLB_DESC_SIZE * idx + lay.TLB_WINDOW_BEGIN, lay.FAR_FUTURE)
+    desc = env + lay.TLB_DESC + lay.TLB_DESC_SIZE * idx
+    if ld64(desc + lay.TLB_USED_ENTRIES) == 0:
+        set_tlb_window(box, desc, idx)
     bump(box, mb.FILLS)
     pfn = in_window(box, page, access)
     writable = 1
