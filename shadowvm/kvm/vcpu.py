@@ -9,35 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, Gfn, Gva, Hva, Pfn
+from ..addr import PAGE_SHIFT, Gfn, Gva, Hva
 from ..cpu.engine import CpuExit, Event, EventKind
 from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_entry, kvm_exit, kvm_inj_exception, kvm_page_fault, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
 from ..x86 import (
-    CR0_PG,
-    CR4_LA57,
-    CR4_PAE,
-    EFER_LMA,
     GP_VECTOR,
     PF_VECTOR,
     PFERR_FETCH,
     PFERR_PRESENT,
     PFERR_USER,
     PFERR_WRITE,
-    PT_ADDR_MASK,
 )
 from .emulate import emulate_write
 from .exception import merge_events
 from .exit import ExitReason, KvmRun
 from .memslot import MemSlot
-from .mmu.guest_walker import GuestWalker, rsvd_bits
+from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault, kvm_mmu_page_fault
+from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
 from .mmu.pte_write import kvm_mmu_unprotect_gfn
 from .mmu.role import kvm_calc_cpu_role
-from .mmu.root import free_obsolete_roots, kvm_mmu_free_roots, kvm_mmu_load
-from .mmu.shadow import KvmMmuPage
+from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots, kvm_mmu_load
 from .mmu.spte import RetPf
 from .stats import VcpuStat
 from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
@@ -56,9 +51,9 @@ _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 class Vcpu:
     """State of one vCPU.
 
-    requests: KVM_REQ_* bits, served before the next entry. root: the shadow page of the current CR3. cr0, cr3, cr4,
-    efer, cpu_role: those that root was loaded for. event: what to inject at the next entry. slot: the memslot used
-    last. limit: instructions after which run() returns INTR, 0 for none.
+    requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
+    efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
+    slot: the memslot used last. limit: instructions after which run() returns INTR, 0 for none.
     """
 
     __slots__ = (
@@ -72,11 +67,15 @@ class Vcpu:
         "fault",
         "id",
         "kvm",
+        "levels",
         "limit",
         "mmu_shadow_page_cache",
+        "mode",
         "on_quantum",
+        "pdptrs",
         "requests",
         "root",
+        "root_gfn",
         "roots",
         "rsvd_bits",
         "slot",
@@ -91,10 +90,14 @@ class Vcpu:
         self.engine = engine
         self.stat = VcpuStat()
         self.requests = 0
-        self.root: KvmMmuPage | None = None
-        self.roots: list[KvmMmuPage] = []
+        self.root: Root | None = None
+        self.roots: list[Root] = []
         self.cr0 = self.cr3 = self.cr4 = self.efer = self.cpu_role = self.rsvd_bits = 0
         self.smap_active = False
+        self.mode = PagingMode.NONPAGING
+        self.levels = TRAITS[self.mode].levels
+        self.root_gfn = Gfn(0)
+        self.pdptrs = [0, 0, 0, 0]
         self.event: Event | None = None
         self.walker = GuestWalker()
         self.fault = KvmPageFault()
@@ -174,7 +177,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     reason = engine.enter()
     vcpu.stat.exits += 1
     box = engine.box
-    if vcpu.root is not None and box[ROOT] >> PAGE_SHIFT != vcpu.root.pfn:
+    if vcpu.root is not None and box[ROOT] != vcpu.root.hpa:
         _follow_native_root_switch(vcpu)
     if kvm_exit.on:
         kvm_exit(vcpu.id, CpuExit(reason).name, engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
@@ -183,8 +186,9 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
 
 def _follow_native_root_switch(vcpu: Vcpu) -> None:
     """The engine found a new CR3 among the cached roots and switched by itself."""
-    vcpu.root = vcpu.kvm.sp_by_pfn[Pfn(vcpu.engine.box[ROOT] >> PAGE_SHIFT)]
+    vcpu.root = find_root(vcpu, vcpu.engine.box[ROOT])
     vcpu.cr3 = vcpu.engine.box[KEY_CR3]
+    vcpu.root_gfn = root_gfn(vcpu.mode, vcpu.cr3)
 
 
 def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
@@ -262,15 +266,17 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
     cr0, cr3, cr4, efer = engine.cr0, engine.cr3, engine.cr4, engine.efer
     if kvm_cr.on:
         kvm_cr(3, cr3)
-    if not (cr0 & CR0_PG and cr4 & CR4_PAE and efer & EFER_LMA) or cr4 & CR4_LA57:
+    mode = paging_mode(cr0, cr4, efer)
+    if mode is not PagingMode.PT64:
         text = f"paging mode cr0={cr0:#x} cr4={cr4:#x} efer={efer:#x} is not supported: only 4-level paging is"
         return KvmRun(ExitReason.INTERNAL_ERROR, text)
     role = kvm_calc_cpu_role(cr0, cr4, efer)
-    if role != vcpu.cpu_role:
+    if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)
-    vcpu.cpu_role, vcpu.rsvd_bits = role, rsvd_bits(efer)
     vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = cr0, cr3, cr4, efer
-    ret = kvm_mmu_load(vcpu, Gfn((cr3 & PT_ADDR_MASK) >> PAGE_SHIFT))
+    vcpu.mode, vcpu.levels, vcpu.cpu_role = mode, TRAITS[mode].levels, role
+    vcpu.rsvd_bits, vcpu.root_gfn = rsvd_bits(mode, efer), root_gfn(mode, cr3)
+    ret = kvm_mmu_load(vcpu)
     return None if ret == RetPf.CONTINUE else KvmRun(ExitReason.INTERNAL_ERROR, f"cr3 {cr3:#x}: {ret.name}", ret)
 
 

@@ -20,6 +20,7 @@ from ...mm.fault import VmFault
 from ...mm.mm_struct import cmpxchg_user_u64, read_user_u64
 from ...x86 import (
     CR0_WP,
+    CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
     EFER_NX,
@@ -36,17 +37,18 @@ from ...x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
+from .paging_mode import PagingMode
 from .spte import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, RetPf
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
 
-MAXPHYADDR = 40
-"""Physical address bits of the CPU model (CPUID 0x80000008)."""
+_RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE, PT_PAGE_SIZE)
+"""Reserved bits of an entry with PS set, by level; bit 12 is PAT. Levels 4 and 5 have no PS."""
 
-_RSVD_ADDR = PT_ADDR_MASK & ~((1 << MAXPHYADDR) - 1)
-_RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE)
-"""Reserved bits of an entry with PS set, by level; bit 12 is PAT. Level 4 has no PS."""
+
+NONPAGING_LEVEL = 6
+"""walker.level without paging: above every table, so that all shadow pages are direct."""
 
 
 class GuestWalker:
@@ -64,9 +66,9 @@ class GuestWalker:
         self.gfn = Gfn(0)
         self.pte_access = 0
         self.error_code = 0
-        self.table_gfn = [Gfn(0)] * 5
-        self.ptes = [0] * 5
-        self.access_to = [0] * 5
+        self.table_gfn = [Gfn(0)] * 6
+        self.ptes = [0] * 6
+        self.access_to = [0] * 6
 
 
 def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
@@ -75,15 +77,28 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     Returns CONTINUE, GUEST (the guest's tables refuse; walker.error_code), RETRY (an entry changed meanwhile), or
     EFAULT/ENOMEM when the host cannot give a table page.
     """
+    if kvm_mmu_pagetable_walk.on:
+        kvm_mmu_pagetable_walk(gva, pferr)
+    if vcpu.mode >= PagingMode.PT64:
+        return _walk_addr64(vcpu, gva, pferr, vcpu.root_gfn)
+    if vcpu.mode is PagingMode.NONPAGING:
+        return _nonpaging(vcpu, gva)
+    if vcpu.mode is PagingMode.PT32:
+        return _walk_addr32(vcpu, gva, pferr)
+    pdptr = vcpu.pdptrs[gva >> 30 & 3]
+    if not pdptr & PT_PRESENT:
+        return _walk_error(vcpu, pferr, 0)
+    return _walk_addr64(vcpu, gva, pferr, Gfn((pdptr & PT_ADDR_MASK) >> PAGE_SHIFT))
+
+
+def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
+    """Tables of 64-bit entries, from `table_gfn` at the topmost of vcpu.levels."""
     walker = vcpu.walker
     tlb = vcpu.kvm.mm.tlb
     q = vcpu.kvm.q
-    table_gfn = Gfn((vcpu.cr3 & PT_ADDR_MASK) >> PAGE_SHIFT)
     access = ACC_ALL
     accessed = PT_ACCESSED
-    if kvm_mmu_pagetable_walk.on:
-        kvm_mmu_pagetable_walk(gva, pferr)
-    for level in (4, 3, 2, 1):
+    for level in vcpu.levels:
         slot = vcpu.slot
         if not slot.base_gfn <= table_gfn < slot.end_gfn:
             found = vcpu.kvm.memslots.find(table_gfn)
@@ -95,8 +110,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
             base = _fault_in_table(vcpu, slot.vpn(table_gfn))
             if base < 0:
                 return RetPf(base)
-        pte_q = base + (gva >> (3 + 9 * level) & 511)
-        pte = q[pte_q]
+        pte = q[base + (gva >> (3 + 9 * level) & 511)]
         walker.table_gfn[level] = table_gfn
         walker.ptes[level] = pte
         walker.access_to[level] = access
@@ -120,9 +134,72 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     walker.level = level
     walker.gfn = table_gfn
     walker.pte_access = access
-    if permission_fault(vcpu, access, pferr):
+    return _finish_walk(vcpu, gva, pferr, accessed)
+
+
+def _walk_addr32(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
+    """Two levels of 32-bit entries; with CR4.PSE a large page is 4 MiB, at up to 40 bits (PSE-36)."""
+    walker = vcpu.walker
+    table_gfn = vcpu.root_gfn
+    access = ACC_ALL
+    accessed = PT_ACCESSED
+    for level in (2, 1):
+        pte = read_gpte32(vcpu, table_gfn, gva >> (2 + 10 * level) & 1023)
+        if pte is None:
+            return _walk_error(vcpu, pferr, 0)
+        if pte < 0:
+            return RetPf(pte)
+        walker.table_gfn[level] = table_gfn
+        walker.ptes[level] = pte
+        walker.access_to[level] = access
+        if kvm_mmu_paging_element.on:
+            kvm_mmu_paging_element(pte, level)
+        if not pte & PT_PRESENT:
+            return _walk_error(vcpu, pferr, 0)
+        access &= pte & (ACC_WRITE_MASK | ACC_USER_MASK) | ACC_EXEC_MASK
+        accessed &= pte
+        table_gfn = Gfn(pte >> PAGE_SHIFT)
+        if level == 2 and pte & PT_PAGE_SIZE and vcpu.cr4 & CR4_PSE:
+            if pte & 1 << 21:
+                return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
+            table_gfn = Gfn((pte >> 13 & 0xFF) << 20 | pte >> 22 << 10 | gva >> PAGE_SHIFT & 1023)
+            break
+    else:
+        level = 1
+    walker.level = level
+    walker.gfn = table_gfn
+    walker.pte_access = access
+    return _finish_walk(vcpu, gva, pferr, accessed)
+
+
+def read_gpte32(vcpu: Vcpu, table_gfn: Gfn, index: int) -> int | None:
+    """A 32-bit guest entry; None outside of memory, a negative RetPf when the host cannot give the page."""
+    slot = vcpu.kvm.memslots.find(table_gfn)
+    if slot is None:
+        return None
+    base = vcpu.kvm.mm.tlb.get(slot.vpn(table_gfn))
+    if base is None:
+        base = _fault_in_table(vcpu, slot.vpn(table_gfn))
+        if base < 0:
+            return base
+    return vcpu.kvm.q[base + (index >> 1)] >> 32 * (index & 1) & 0xFFFFFFFF
+
+
+def _nonpaging(vcpu: Vcpu, gva: Gva) -> RetPf:
+    """Linear addresses are physical ones, and everything is allowed."""
+    walker = vcpu.walker
+    walker.level = NONPAGING_LEVEL
+    walker.gfn = Gfn(gva >> PAGE_SHIFT)
+    walker.pte_access = ACC_ALL
+    return RetPf.CONTINUE
+
+
+def _finish_walk(vcpu: Vcpu, gva: Gva, pferr: int, accessed: int) -> RetPf:
+    """With every entry read: rights, then A and D."""
+    walker = vcpu.walker
+    if permission_fault(vcpu, walker.pte_access, pferr):
         return _walk_error(vcpu, pferr, PFERR_PRESENT)
-    if not accessed or (pferr & PFERR_WRITE and not pte & PT_DIRTY):
+    if not accessed or (pferr & PFERR_WRITE and not walker.ptes[walker.level] & PT_DIRTY):
         return _update_accessed_dirty_bits(vcpu, gva, pferr)
     return RetPf.CONTINUE
 
@@ -143,17 +220,13 @@ def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
 
 def _walk_error(vcpu: Vcpu, pferr: int, cause: int) -> RetPf:
     error_code = cause | pferr & (PFERR_WRITE | PFERR_USER)
-    if pferr & PFERR_FETCH and (vcpu.efer & EFER_NX or vcpu.cr4 & CR4_SMEP):
+    nx = vcpu.efer & EFER_NX and vcpu.mode >= PagingMode.PAE
+    if pferr & PFERR_FETCH and (nx or vcpu.cr4 & CR4_SMEP):
         error_code |= PFERR_FETCH
     vcpu.walker.error_code = error_code
     if kvm_mmu_walker_error.on:
         kvm_mmu_walker_error(error_code)
     return RetPf.GUEST
-
-
-def rsvd_bits(efer: int) -> int:
-    """Bits that must be clear in every present entry."""
-    return _RSVD_ADDR | (0 if efer & EFER_NX else PT_NX)
 
 
 def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
@@ -165,21 +238,28 @@ def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
     return mm.tlb[vpn]
 
 
+def gpte_gpa(vcpu: Vcpu, gva: Gva, level: int) -> Gpa:
+    """Where the entry of `level` that the walk of `gva` used stands."""
+    table = vcpu.walker.table_gfn[level] << PAGE_SHIFT
+    if vcpu.mode is PagingMode.PT32:
+        return Gpa(table | (gva >> (2 + 10 * level) & 1023) << 2)
+    return Gpa(table | (gva >> (3 + 9 * level) & 511) << 3)
+
+
 def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     """Set A in every entry used and D in the leaf of a write, by compare-and-exchange."""
     walker = vcpu.walker
-    for level in range(4, walker.level - 1, -1):
+    for level in vcpu.levels:
+        if level < walker.level:
+            break
         old = walker.ptes[level]
         new = old | PT_ACCESSED
         if level == walker.level and pferr & PFERR_WRITE:
             new |= PT_DIRTY
         if new == old:
             continue
-        gpa = Gpa(walker.table_gfn[level] << PAGE_SHIFT | (gva >> (3 + 9 * level) & 511) << 3)
-        slot = vcpu.kvm.memslots.find(walker.table_gfn[level])
-        assert slot is not None, "the walk has just read this table"
-        hva = Hva(slot.vpn(walker.table_gfn[level]) << PAGE_SHIFT | gpa & 0xFFF)
-        done = cmpxchg_user_u64(vcpu.kvm.mm, hva, old, new)
+        gpa = gpte_gpa(vcpu, gva, level)
+        done = _cmpxchg_gpte(vcpu, gpa, old, new)
         if isinstance(done, VmFault):
             return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
         if not done:
@@ -192,8 +272,28 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     return RetPf.CONTINUE
 
 
+def _cmpxchg_gpte(vcpu: Vcpu, gpa: Gpa, old: int, new: int) -> bool | VmFault:
+    """Replace an entry if it is still `old`. A 32-bit entry is exchanged with its neighbour, which must hold still."""
+    mm = vcpu.kvm.mm
+    gfn = Gfn(gpa >> PAGE_SHIFT)
+    slot = vcpu.kvm.memslots.find(gfn)
+    assert slot is not None, "the walk has just read this table"
+    hva = Hva(slot.vpn(gfn) << PAGE_SHIFT | gpa & 0xFF8)
+    if vcpu.mode is not PagingMode.PT32:
+        return cmpxchg_user_u64(mm, hva, old, new)
+    word = read_user_u64(mm, hva)
+    if isinstance(word, VmFault):
+        return word
+    shift = 32 * (gpa >> 2 & 1)
+    if word >> shift & 0xFFFFFFFF != old:
+        return False
+    return cmpxchg_user_u64(mm, hva, word, word ^ (old ^ new) << shift)
+
+
 def protect_clean_gpte(walker: GuestWalker) -> int:
     """Rights for a shadow of the leaf that notices the first store: no W while the guest's D is clear."""
-    if walker.ptes[walker.level] & PT_DIRTY or not walker.pte_access & PT_WRITABLE:
+    if not walker.pte_access & PT_WRITABLE or walker.level == NONPAGING_LEVEL:
+        return walker.pte_access
+    if walker.ptes[walker.level] & PT_DIRTY:
         return walker.pte_access
     return walker.pte_access & ~ACC_WRITE_MASK

@@ -24,7 +24,9 @@ from ...x86 import (
     PFERR_WRITE,
     PT_ADDR_MASK,
 )
-from .guest_walker import protect_clean_gpte, walk_addr
+from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
+from .paging_mode import PagingMode
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
 from .shadow import (
@@ -52,6 +54,9 @@ if TYPE_CHECKING:
     from ..memslot import MemSlot
     from ..vcpu import Vcpu
     from ..vm import Kvm
+
+_LEVELS_BELOW = ((), (), (1,), (2, 1), (3, 2, 1), (4, 3, 2, 1))
+"""Levels to build under a root page of each level, topmost first."""
 
 
 class KvmPageFault:
@@ -171,7 +176,7 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
 def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
     """Under mmu_lock: whether the frame may have been taken away, or the root, since the fault began."""
     kvm = vcpu.kvm
-    if vcpu.root is None or vcpu.root.invalid:
+    if vcpu.root is None or vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
         return True
     return mmu_invalidate_retry_gfn(kvm, fault.mmu_seq, fault.gfn)
 
@@ -191,9 +196,11 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     kvm = vcpu.kvm
     walker = vcpu.walker
     gva = fault.addr
-    sp = vcpu.root
-    assert sp is not None, "is_page_fault_stale has seen a root"
-    for level in (3, 2, 1):
+    root = vcpu.root
+    assert root is not None, "is_page_fault_stale has seen a root"
+    sp = root.pages[0 if root.pae_page is None else gva >> 30 & 3]
+    assert sp is not None, "the walk has found the guest's page directory"
+    for level in _LEVELS_BELOW[sp.level]:
         sptep = sp.q + (gva >> 12 + 9 * level & 511)
         spte = kvm.q[sptep]
         direct = level < walker.level
@@ -205,7 +212,7 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
             access = walker.access_to[level]
         child = kvm.sp_by_pfn[Pfn((spte & PT_ADDR_MASK) >> PAGE_SHIFT)] if spte & SPTE_MMU_PRESENT else None
         if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
-            child = _get_child_sp(vcpu, sp, sptep, table_gfn, pack_role(vcpu.cpu_role, level, access, direct))
+            child = _get_child_sp(vcpu, sp, sptep, table_gfn, _child_role(vcpu, sptep, level, access, direct))
             if not direct and gpte_changed(vcpu, level):
                 return RetPf.RETRY
             link_shadow_page(kvm, sptep, child)
@@ -214,6 +221,12 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     if gpte_changed(vcpu, walker.level):
         return RetPf.RETRY
     return mmu_set_spte(vcpu, fault, sp)
+
+
+def _child_role(vcpu: Vcpu, sptep: int, level: int, access: int, direct: bool) -> int:
+    """kvm_mmu_child_role(): the two halves of a 32-bit guest's page table are linked from neighbouring entries."""
+    quadrant = sptep & 1 if vcpu.mode is PagingMode.PT32 and not direct else 0
+    return pack_role(vcpu.cpu_role, level, access, direct, quadrant)
 
 
 def _get_child_sp(vcpu: Vcpu, parent: KvmMmuPage, sptep: int, table_gfn: Gfn, role: int) -> KvmMmuPage:
@@ -226,6 +239,8 @@ def _get_child_sp(vcpu: Vcpu, parent: KvmMmuPage, sptep: int, table_gfn: Gfn, ro
 
 def gpte_changed(vcpu: Vcpu, level: int) -> bool:
     """Whether the guest entry of `level` differs from what the walk read, or its page has gone meanwhile."""
+    if level == NONPAGING_LEVEL:
+        return False
     walker = vcpu.walker
     table_gfn = walker.table_gfn[level]
     slot = vcpu.slot
@@ -237,8 +252,9 @@ def gpte_changed(vcpu: Vcpu, level: int) -> bool:
     base = vcpu.kvm.mm.tlb.get(Vpn(table_gfn + slot.vpn_delta))
     if base is None:
         return True
-    index = vcpu.fault.addr >> 3 + 9 * level & 511
-    return vcpu.kvm.q[base + index] != walker.ptes[level]
+    if vcpu.mode is PagingMode.PT32:
+        return read_gpte32(vcpu, table_gfn, vcpu.fault.addr >> 2 + 10 * level & 1023) != walker.ptes[level]
+    return vcpu.kvm.q[base + (vcpu.fault.addr >> 3 + 9 * level & 511)] != walker.ptes[level]
 
 
 def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:

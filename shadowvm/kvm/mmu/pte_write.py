@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import PAGE_SHIFT, Gfn, Gpa
+from .role import unpack_role
 from .shadow import KvmMmuPage, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, mmu_page_zap_pte
 
 if TYPE_CHECKING:
@@ -22,15 +23,14 @@ def kvm_mmu_track_write(kvm: Kvm, gpa: Gpa, length: int) -> None:
     kvm.stat.mmu_pte_write += 1
     invalid_list: list[KvmMmuPage] = []
     flush = False
-    first, last = (gpa & 0xFFF) >> 3, ((gpa & 0xFFF) + length - 1) >> 3
     for sp in list(kvm.page_hash.get(Gfn(gpa >> PAGE_SHIFT), ())):
         if sp.direct:
             continue
-        if _detect_write_misaligned(gpa, length) or _detect_write_flooding(sp):
+        if _detect_write_misaligned(sp, gpa, length) or _detect_write_flooding(sp):
             kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
             kvm.stat.mmu_flooded += 1
             continue
-        for index in range(first, last + 1):
+        for index in _written_sptes(sp, gpa & 0xFFF, length):
             if mmu_page_zap_pte(kvm, sp, index):
                 flush = True
                 kvm.stat.mmu_pde_zapped += sp.level > 1
@@ -38,6 +38,22 @@ def kvm_mmu_track_write(kvm: Kvm, gpa: Gpa, length: int) -> None:
         kvm_mmu_commit_zap_page(kvm, invalid_list)
     elif flush:
         kvm.flush_remote_tlbs()
+
+
+def _written_sptes(sp: KvmMmuPage, offset: int, length: int) -> range:
+    """Entries of a shadow page behind `length` bytes at `offset` of the guest's table (get_written_sptes).
+
+    A page of 32-bit entries is shadowed by several pages, each one part of it: two entries of level 2 stand for one
+    of the guest's, which maps 4 MiB.
+    """
+    role = unpack_role(sp.role)
+    if not role.has_4_byte_gpte:
+        return range(offset >> 3, (offset + length - 1 >> 3) + 1)
+    first, last = offset >> 2, (offset + length - 1 >> 2) + 1
+    if sp.level == 2:
+        first, last = 2 * first, 2 * last
+    base = 512 * role.quadrant
+    return range(max(first - base, 0), min(max(last - base, 0), 512))
 
 
 def kvm_mmu_unprotect_gfn(kvm: Kvm, gfn: Gfn) -> None:
@@ -58,8 +74,9 @@ def _detect_write_flooding(sp: KvmMmuPage) -> bool:
     return sp.write_flooding_count >= WRITE_FLOODING_LIMIT
 
 
-def _detect_write_misaligned(gpa: Gpa, length: int) -> bool:
+def _detect_write_misaligned(sp: KvmMmuPage, gpa: Gpa, length: int) -> bool:
     offset = gpa & 0xFFF
-    if not offset & 7 and length == 1:
+    size = 4 if unpack_role(sp.role).has_4_byte_gpte else 8
+    if not offset & size - 1 and length == 1:
         return False  # status bits are often set by a byte instruction
-    return bool((offset ^ (offset + length - 1)) & ~7) or length < 4
+    return bool((offset ^ (offset + length - 1)) & -size) or length < 4

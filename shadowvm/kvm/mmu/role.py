@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...x86 import CR0_WP, CR4_SMAP, CR4_SMEP, EFER_NX
+from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_NX
 from .spte import ACC_ALL
 
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
-_EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP, _INVALID = 8, 9, 10, 11, 12
+_EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
+_HAS_4_BYTE_GPTE, _QUADRANT = 12, 13
 
 ROLE_CR0_WP = 1 << _CR0_WP
 ROLE_CPU_MASK = 1 << _EFER_NX | ROLE_CR0_WP | 1 << _SMEP_ANDNOT_WP | 1 << _SMAP_ANDNOT_WP
@@ -28,11 +29,15 @@ class Role(NamedTuple):
     cr0_wp: bool
     smep_andnot_wp: bool
     smap_andnot_wp: bool
+    has_4_byte_gpte: bool
+    quadrant: int
 
 
 def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int) -> int:
-    """The CPU's part of a role of a 4-level guest."""
-    role = 0
+    """The CPU's part of a role; 0 without paging, when every page is direct."""
+    if not cr0 & CR0_PG:
+        return 0
+    role = 0 if cr4 & CR4_PAE else 1 << _HAS_4_BYTE_GPTE
     if efer & EFER_NX:
         role |= 1 << _EFER_NX
     if cr0 & CR0_WP:
@@ -44,9 +49,14 @@ def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int) -> int:
     return role
 
 
-def pack_role(cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = False) -> int:
-    """The role of a shadow page of `level` reached with `access`."""
-    return cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT
+def pack_role(cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = False, quadrant: int = 0) -> int:
+    """The role of a shadow page of `level` reached with `access`.
+
+    A table of 32-bit entries has twice as many of them as a shadow page; `quadrant` says which part is shadowed.
+    """
+    if direct:
+        cpu_role &= ~(1 << _HAS_4_BYTE_GPTE)
+    return cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT | quadrant << _QUADRANT
 
 
 def unpack_role(role: int) -> Role:
@@ -59,6 +69,8 @@ def unpack_role(role: int) -> Role:
         bool(role >> _CR0_WP & 1),
         bool(role >> _SMEP_ANDNOT_WP & 1),
         bool(role >> _SMAP_ANDNOT_WP & 1),
+        bool(role >> _HAS_4_BYTE_GPTE & 1),
+        role >> _QUADRANT & 3,
     )
 
 
@@ -67,4 +79,5 @@ def role_text(role: int) -> str:
     fields = unpack_role(role)
     rights = ("w" if fields.access & 2 else "-") + ("u" if fields.access & 4 else "-") + "-x"[fields.access & 1]
     direct = " direct" if fields.direct else ""
-    return f"l{fields.level} 8-byte q0{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad"
+    size = 4 if fields.has_4_byte_gpte else 8
+    return f"l{fields.level} {size}-byte q{fields.quadrant}{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad"

@@ -1,69 +1,139 @@
-"""Roots: the shadow page that the CPU's walker starts from, and the few that it can switch to by itself.
+"""Roots: the tables that the CPU's walker starts from, and the few that it can switch to by itself.
 
-The engine keeps the current root and KVM_MMU_NUM_PREV_ROOTS former ones, matched by CR3 (cached_root_find_*). Each
-holds a count on its shadow page, so that a zapped one stays allocated until every vCPU has let go of it.
+A guest of 4 or 5 levels has one shadow page as its root. Any other guest has a page of four PAE entries, each naming
+a shadow page of level 2 (mmu_alloc_shadow_roots). The engine keeps the current root and KVM_MMU_NUM_PREV_ROOTS
+former ones of the first kind, matched by CR3 (cached_root_find_*). Each holds a count on its shadow pages, so that a
+zapped one stays allocated until every vCPU has let go of it.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Gfn, Hpa, Pfn
+from ...addr import PAGE_SHIFT, Gfn, Hpa
 from ...cpu.mailbox import ROOT
+from ...mm.page_alloc import Page, put_page
+from ...x86 import PT_ADDR_MASK, PT_PRESENT
+from .paging_mode import TRAITS, PagingMode
 from .role import pack_role
 from .shadow import (
-    PT64_ROOT_LEVEL,
     KvmMmuPage,
     kvm_mmu_free_shadow_page,
     kvm_mmu_get_shadow_page,
     make_mmu_pages_available,
     mmu_topup_memory_caches,
 )
-from .spte import RetPf
+from .spte import ACC_ALL, RetPf, make_nonleaf_spte
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
 
+PAE_ROOT_LEVEL = 3
 
-def kvm_mmu_load(vcpu: Vcpu, root_gfn: Gfn) -> RetPf:
+
+class Root:
+    """What box[ROOT] names. pages: the one shadow page, or four of level 2, None where the guest has no table.
+
+    pae_page: the frame with the four entries, None for a root that is a shadow page itself.
+    """
+
+    __slots__ = ("hpa", "level", "pae_page", "pages")
+
+    def __init__(self, level: int, pages: tuple[KvmMmuPage | None, ...], pae_page: Page | None) -> None:
+        self.level = level
+        self.pages = pages
+        self.pae_page = pae_page
+        top = pages[0] if pae_page is None else pae_page
+        assert top is not None, "a root that is a shadow page has that page"
+        self.hpa = Hpa(top.pfn << PAGE_SHIFT)
+
+    @property
+    def invalid(self) -> bool:
+        """One of its pages was zapped: the vCPU must load again."""
+        return any(page is not None and page.invalid for page in self.pages)
+
+
+def kvm_mmu_load(vcpu: Vcpu) -> RetPf:
     """Give the CPU a root for the current CR3 and roles; CONTINUE or ENOMEM.
 
-    A CR3 outside of memory gets a root of zeros, so that every walk faults (kvm_mmu_get_dummy_root).
+    A CR3 outside of memory gets a shadow page that no guest table fills, so that every walk faults.
     """
     kvm = vcpu.kvm
-    engine = vcpu.engine
     if not mmu_topup_memory_caches(vcpu):
         return RetPf.ENOMEM
     kvm.mmu_lock.acquire()
     if not make_mmu_pages_available(vcpu):
         kvm.mmu_lock.release()
         return RetPf.ENOMEM
-    root, _ = kvm_mmu_get_shadow_page(vcpu, root_gfn, pack_role(vcpu.cpu_role, PT64_ROOT_LEVEL))
-    root.root_count += 1
+    root = _alloc_root(vcpu) if vcpu.mode >= PagingMode.PT64 else _alloc_pae_root(vcpu)
     vcpu.root = root
     vcpu.roots.append(root)
-    engine.load_root(Hpa(root.pfn << PAGE_SHIFT), vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer)
+    vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer)
     _drop_unreferenced(vcpu)
     kvm.mmu_lock.release()
     return RetPf.CONTINUE
 
 
+def _alloc_root(vcpu: Vcpu) -> Root:
+    level = TRAITS[vcpu.mode].root_level
+    page, _ = kvm_mmu_get_shadow_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, level))
+    page.root_count += 1
+    return Root(level, (page,), None)
+
+
+def _alloc_pae_root(vcpu: Vcpu) -> Root:
+    """Four level 2 pages: of the guest's four page directories, the quadrants of its one, or 1 GiB each, direct."""
+    kvm = vcpu.kvm
+    frame = vcpu.mmu_shadow_page_cache.pop()
+    kvm.mm.host.ram.zero_page(frame.pfn)
+    kvm.mm.host.vmstat.nr_sec_page_table_pages += 1
+    pages: list[KvmMmuPage | None] = []
+    for quadrant in range(4):
+        page = _pae_root_entry(vcpu, quadrant)
+        pages.append(page)
+        if page is not None:
+            page.root_count += 1
+            kvm.q[(frame.pfn << 9) + quadrant] = make_nonleaf_spte(page.pfn)
+    return Root(PAE_ROOT_LEVEL, tuple(pages), frame)
+
+
+def _pae_root_entry(vcpu: Vcpu, quadrant: int) -> KvmMmuPage | None:
+    if vcpu.mode is PagingMode.NONPAGING:
+        return kvm_mmu_get_shadow_page(vcpu, Gfn(quadrant << 18), pack_role(0, 2, ACC_ALL, direct=True))[0]
+    if vcpu.mode is PagingMode.PT32:
+        return kvm_mmu_get_shadow_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, 2, quadrant=quadrant))[0]
+    pdptr = vcpu.pdptrs[quadrant]
+    if not pdptr & PT_PRESENT:
+        return None
+    gfn = Gfn((pdptr & PT_ADDR_MASK) >> PAGE_SHIFT)
+    return kvm_mmu_get_shadow_page(vcpu, gfn, pack_role(vcpu.cpu_role, 2))[0]
+
+
 def _drop_unreferenced(vcpu: Vcpu) -> None:
     """Let go of the roots that the engine no longer holds."""
     engine = vcpu.engine
-    held = {Pfn(hpa >> PAGE_SHIFT) for hpa in (engine.box[ROOT], *(root for _, root in engine.kept_roots()))}
-    gone = [root for root in vcpu.roots if root.pfn not in held]
-    vcpu.roots = [root for root in vcpu.roots if root.pfn in held]
+    held = {engine.box[ROOT], *(hpa for _, hpa in engine.kept_roots())}
+    gone = [root for root in vcpu.roots if root.hpa not in held]
+    vcpu.roots = [root for root in vcpu.roots if root.hpa in held]
     for root in gone:
         _put_root(vcpu, root)
 
 
-def _put_root(vcpu: Vcpu, root: KvmMmuPage) -> None:
-    """mmu_free_root_page(): the last count on a zapped root frees it. Under mmu_lock."""
-    root.root_count -= 1
-    if root.invalid and not root.root_count:
-        vcpu.kvm.flush_remote_tlbs()
-        kvm_mmu_free_shadow_page(vcpu.kvm, root)
+def _put_root(vcpu: Vcpu, root: Root) -> None:
+    """mmu_free_root_page(): the last count on a zapped page frees it. Under mmu_lock."""
+    kvm = vcpu.kvm
+    host = kvm.mm.host
+    if root.pae_page is not None:
+        kvm.flush_remote_tlbs()
+        host.vmstat.nr_sec_page_table_pages -= 1
+        put_page(host, root.pae_page)
+    for page in root.pages:
+        if page is None:
+            continue
+        page.root_count -= 1
+        if page.invalid and not page.root_count:
+            kvm.flush_remote_tlbs()
+            kvm_mmu_free_shadow_page(kvm, page)
 
 
 def kvm_mmu_free_roots(vcpu: Vcpu) -> None:
@@ -82,3 +152,9 @@ def free_obsolete_roots(vcpu: Vcpu) -> None:
     """kvm_mmu_free_obsolete_roots(): drop all if one was zapped; the others are found again in the hash."""
     if any(root.invalid for root in vcpu.roots):
         kvm_mmu_free_roots(vcpu)
+
+
+def find_root(vcpu: Vcpu, hpa: int) -> Root:
+    """The root that the engine has switched to by itself."""
+    return next(root for root in vcpu.roots if root.hpa == hpa)
+
