@@ -93,6 +93,33 @@ def _set_spte_text(gfn: int, spte: int, sptep: int, level: int) -> str:
     return f"gfn {gfn:x} spte {spte:x} ({rights}) level {level} at {sptep:x}"
 
 
+DELIVERY_MODES = ("Fixed", "LowPrio", "SMI", "Res3", "NMI", "INIT", "SIPI", "ExtINT")
+"""Names of the APIC's delivery modes, as kvm_deliver_mode prints them."""
+
+
+def _apic_ipi_text(icr_low: int, dest_id: int) -> str:
+    parts = (
+        DELIVERY_MODES[icr_low >> 8 & 7],
+        "logical" if icr_low & 1 << 11 else "physical",
+        "assert" if icr_low & 1 << 14 else "de-assert",
+        "level" if icr_low & 1 << 15 else "edge",
+    )
+    shorthand = ("", "|self", "|all", "|all-but-self")[icr_low >> 18 & 3]
+    return f"dst {dest_id:x} vec {icr_low & 0xFF} ({'|'.join(parts)}{shorthand})"
+
+
+def _pic_set_irq_text(chip: int, pin: int, elcr: int, imr: int, coalesced: int) -> str:
+    mode, masked = "level" if elcr >> pin & 1 else "edge", "|masked" if imr >> pin & 1 else ""
+    return f"chip {chip} pin {pin} ({mode}{masked}){' (coalesced)' if coalesced else ''}"
+
+
+def _ioapic_set_irq_text(e: int, pin: int, coalesced: int) -> str:
+    parts = (DELIVERY_MODES[e >> 8 & 7], "logical" if e & 1 << 11 else "physical", "level" if e & 1 << 15 else "edge")
+    masked = "|masked" if e & 1 << 16 else ""
+    text = f"pin {pin} dst {e >> 56:x} vec {e & 0xFF} ({'|'.join(parts)}{masked})"
+    return f"{text}{' (coalesced)' if coalesced else ''}"
+
+
 # arch/x86/kvm/trace.h and virt/kvm trace events
 kvm_entry = Tracepoint("kvm", "kvm_entry", "vcpu_id rip", "vcpu %u, rip 0x%x")
 kvm_exit = Tracepoint(
@@ -118,6 +145,14 @@ kvm_pio = Tracepoint(
         f"pio_{'write' if rw else 'read'} at 0x{port:x} size {size} count {count} val 0x{val:x}"
     ),
 )
+kvm_mmio = Tracepoint(
+    "kvm",
+    "kvm_mmio",
+    "type len gpa val",
+    lambda kind, size, gpa, val: (
+        f"mmio {('unsatisfied-read', 'read', 'write')[kind]} len {size} gpa 0x{gpa:x} val 0x{val:x}"
+    ),
+)
 kvm_emulate_insn = Tracepoint("kvm", "kvm_emulate_insn", "rip insn failed", "0:%x: %s%s")
 kvm_userspace_exit = Tracepoint("kvm", "kvm_userspace_exit", "reason status", "reason %s (%d)")
 kvm_unmap_hva_range = Tracepoint(
@@ -132,6 +167,26 @@ kvm_mmu_seq_sample = Tracepoint(
 kvm_faultin_pfn = Tracepoint(
     "kvm", "kvm_faultin_pfn", "vcpu_id gfn pfn write", "vcpu %u gfn %x pfn %x write %d", point=True
 )
+
+# arch/x86/kvm/trace.h, the interrupt controllers
+kvm_apic = Tracepoint(
+    "kvm",
+    "kvm_apic",
+    "rw reg val",
+    lambda rw, reg, val: f"apic_{'write' if rw else 'read'} 0x{reg:x} = 0x{val:x}",
+)
+kvm_apic_ipi = Tracepoint("kvm", "kvm_apic_ipi", "icr_low dest_id", _apic_ipi_text)
+kvm_apic_accept_irq = Tracepoint(
+    "kvm",
+    "kvm_apic_accept_irq",
+    "apicid dm tm vec",
+    lambda apicid, dm, tm, vec: (
+        f"apicid {apicid:x} vec {vec} ({DELIVERY_MODES[dm]}|{'level' if tm else 'edge'})"
+    ),
+)
+kvm_eoi = Tracepoint("kvm", "kvm_eoi", "apicid vector", "apicid %x vector %d")
+kvm_pic_set_irq = Tracepoint("kvm", "kvm_pic_set_irq", "chip pin elcr imr coalesced", _pic_set_irq_text)
+kvm_ioapic_set_irq = Tracepoint("kvm", "kvm_ioapic_set_irq", "e pin coalesced", _ioapic_set_irq_text)
 
 # arch/x86/kvm/mmu/mmutrace.h
 kvm_mmu_pagetable_walk = Tracepoint(
