@@ -217,7 +217,10 @@ def _default_directory() -> str:
     """$TMPDIR if it is set, and then it must work; else what the platform uses."""
     where = os.environ.get("TMPDIR")
     if not where:
-        return tempfile.gettempdir()
+        try:
+            return tempfile.gettempdir()
+        except FileNotFoundError as error:
+            raise ConfigError(f"swap file: {error.strerror}") from None
     if not os.path.isdir(where):
         raise ConfigError(f"swap file: TMPDIR={where} is not a directory")
     return where

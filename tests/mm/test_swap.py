@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -70,6 +69,16 @@ def test_tmpdir_is_used_and_must_work(tmp_path, monkeypatch):
     swap.close()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
     with pytest.raises(ConfigError, match="TMPDIR"):
+        SwapFile(MIB)
+
+
+def test_no_temporary_directory_at_all(monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    with pytest.raises(ConfigError, match="swap file: No usable"):
         SwapFile(MIB)
 
 
@@ -286,7 +295,6 @@ try:
 except SwapIOError as error:
     print(error)
 """
-    assert resource.RLIMIT_FSIZE
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "write of slot 10: short" in run.stdout
 
