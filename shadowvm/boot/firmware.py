@@ -9,6 +9,7 @@ first 8 KiB of its file, and the initrd.
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 from ..addr import Gpa
 from ..errors import ConfigError
@@ -40,7 +41,7 @@ _HEADER_SIZE = 8192
 
 def load_firmware(path: str, kernel: str | None, options: BootOptions) -> BootImage:
     """The image of -bios, with a kernel or alone. ConfigError: it is no firmware, or the kernel does not go with it."""
-    data = read_file(path, _MAX_SIZE, "-bios")
+    data = read_file(_find(path), _MAX_SIZE, "-bios")
     if not data or len(data) % _BLOCK:
         raise ConfigError(f"-bios: {path}: {len(data)} bytes are not a multiple of 64 KiB, as firmware is")
     if elf_class(data) is not None:
@@ -55,6 +56,15 @@ def load_firmware(path: str, kernel: str | None, options: BootOptions) -> BootIm
         more, fw_cfg = _kernel(kernel, copy, options)
         segments += more
     return BootImage(segments, ResetStart(), (rom,), fw_cfg)
+
+
+def _find(path: str) -> str:
+    """The file; a name that is no file here may be one of ours, inside the installed package or the source tree."""
+    package = Path(__file__).parents[1]
+    folder = package / "_firmware" if (package / "_firmware").is_dir() else package.parent / "firmware"
+    bundled = folder / path
+    ours = "/" not in path and not Path(path).exists() and bundled.suffix == ".bin" and bundled.is_file()
+    return str(bundled) if ours else path
 
 
 def _kernel(path: str, copy: Segment, options: BootOptions) -> tuple[list[Segment], dict[int, bytes]]:
