@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, Gfn, Gva, Hva
 from ..cpu.engine import CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT, VECTORING
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_entry, kvm_exit, kvm_inj_exception, kvm_page_fault, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
@@ -33,7 +33,7 @@ from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bit
 from .mmu.pte_write import kvm_mmu_unprotect_gfn
 from .mmu.role import kvm_calc_cpu_role
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots, kvm_mmu_load
-from .mmu.spte import RetPf
+from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
 from .stats import VcpuStat
 from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
 
@@ -45,6 +45,7 @@ QUANTUM = 1_000_000
 """Guest instructions between two looks at the limit, at signals and at other tasks."""
 
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
+_GO_ON = (RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_RETRY)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 
 
@@ -194,23 +195,26 @@ def _follow_native_root_switch(vcpu: Vcpu) -> None:
 def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     """The CPU's walker failed: an spte is missing or narrow, or the guest's own tables say no."""
     engine = vcpu.engine
-    gva = Gva(engine.box[EXIT_VA])
+    box = engine.box
+    gva = Gva(box[EXIT_VA])
     error_code = vcpu.pferr()
-    vcpu.smap_active = bool(engine.box[EXIT_SMAP])
-    interrupted = engine.vectoring()
+    vcpu.smap_active = box[EXIT_SMAP] != 0
+    interrupted = engine.vectoring() if box[VECTORING] else None
     if kvm_page_fault.on:
         kvm_page_fault(vcpu.id, engine.rip, gva, error_code)
     ret = kvm_mmu_page_fault(vcpu, gva, error_code)
-    if ret == RetPf.WRITE_PROTECTED:
+    if ret is RET_PF_FIXED and interrupted is None:
+        return None
+    if ret is RET_PF_WRITE_PROTECTED:
         if interrupted is None:
             return _emulate(vcpu, gva)
         kvm_mmu_unprotect_gfn(vcpu.kvm, vcpu.walker.gfn)
-        ret = RetPf.RETRY
-    if ret == RetPf.GUEST:
+        ret = RET_PF_RETRY
+    if ret is RET_PF_GUEST:
         return inject_page_fault(vcpu, gva, interrupted)
     if interrupted is not None:
         engine.requeue(interrupted)
-    if ret in (RetPf.FIXED, RetPf.SPURIOUS, RetPf.RETRY):
+    if ret in _GO_ON:
         return None
     return page_fault_failed(vcpu, gva, ret)
 

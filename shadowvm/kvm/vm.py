@@ -66,7 +66,7 @@ class Kvm:
         self.mn_active_invalidate_count = 0
         self.active_mmu_pages: OrderedDict[Pfn, KvmMmuPage] = OrderedDict()
         self.page_hash: dict[Gfn, list[KvmMmuPage]] = {}
-        self.sp_by_pfn: dict[Pfn, KvmMmuPage] = {}
+        self.sp_by_pfn: dict[int, KvmMmuPage] = {}
         self.n_max_mmu_pages = KVM_MIN_ALLOC_MMU_PAGES
         self.notifier = KvmMmuNotifier(self)
         mmu_notifier_register(self.notifier, mm)

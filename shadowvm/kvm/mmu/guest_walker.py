@@ -37,8 +37,17 @@ from ...x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
-from .paging_mode import PagingMode
-from .spte import ACC_ALL, ACC_EXEC_MASK, ACC_USER_MASK, ACC_WRITE_MASK, RetPf
+from .paging_mode import NONPAGING, PAE, PT32, PT64
+from .spte import (
+    ACC_ALL,
+    ACC_EXEC_MASK,
+    ACC_USER_MASK,
+    ACC_WRITE_MASK,
+    RET_PF_CONTINUE,
+    RET_PF_GUEST,
+    RET_PF_RETRY,
+    RetPf,
+)
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
@@ -46,6 +55,9 @@ if TYPE_CHECKING:
 _RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE, PT_PAGE_SIZE)
 """Reserved bits of an entry with PS set, by level; bit 12 is PAT. Levels 4 and 5 have no PS."""
 
+
+_ACC_W_U = ACC_WRITE_MASK | ACC_USER_MASK
+"""The rights that an entry's own bits give."""
 
 NONPAGING_LEVEL = 6
 """walker.level without paging: above every table, so that all shadow pages are direct."""
@@ -79,11 +91,11 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     """
     if kvm_mmu_pagetable_walk.on:
         kvm_mmu_pagetable_walk(gva, pferr)
-    if vcpu.mode >= PagingMode.PT64:
+    if vcpu.mode >= PT64:
         return _walk_addr64(vcpu, gva, pferr, vcpu.root_gfn)
-    if vcpu.mode is PagingMode.NONPAGING:
+    if vcpu.mode is NONPAGING:
         return _nonpaging(vcpu, gva)
-    if vcpu.mode is PagingMode.PT32:
+    if vcpu.mode is PT32:
         return _walk_addr32(vcpu, gva, pferr)
     pdptr = vcpu.pdptrs[gva >> 30 & 3]
     if not pdptr & PT_PRESENT:
@@ -94,35 +106,33 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
 def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
     """Tables of 64-bit entries, from `table_gfn` at the topmost of vcpu.levels."""
     walker = vcpu.walker
-    tlb = vcpu.kvm.mm.tlb
-    q = vcpu.kvm.q
+    table_gfns, ptes, access_to = walker.table_gfn, walker.ptes, walker.access_to
+    tlb, q = vcpu.kvm.mm.tlb, vcpu.kvm.q
+    slot, must_be_clear = vcpu.slot, vcpu.rsvd_bits
     access = ACC_ALL
     accessed = PT_ACCESSED
     for level in vcpu.levels:
-        slot = vcpu.slot
         if not slot.base_gfn <= table_gfn < slot.end_gfn:
             found = vcpu.kvm.memslots.find(table_gfn)
             if found is None:
                 return _walk_error(vcpu, pferr, 0)
             slot = vcpu.slot = found
-        base = tlb.get(Vpn(table_gfn + slot.vpn_delta))
+        base = tlb.get(table_gfn + slot.vpn_delta)
         if base is None:
             base = _fault_in_table(vcpu, slot.vpn(table_gfn))
             if base < 0:
                 return RetPf(base)
-        pte = q[base + (gva >> (3 + 9 * level) & 511)]
-        walker.table_gfn[level] = table_gfn
-        walker.ptes[level] = pte
-        walker.access_to[level] = access
+        pte = q[base + (gva >> 3 + 9 * level & 511)]
+        table_gfns[level], ptes[level], access_to[level] = table_gfn, pte, access
         if kvm_mmu_paging_element.on:
             kvm_mmu_paging_element(pte, level)
         if not pte & PT_PRESENT:
             return _walk_error(vcpu, pferr, 0)
-        if pte & vcpu.rsvd_bits:
+        if pte & must_be_clear:
             return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
-        access &= pte & (ACC_WRITE_MASK | ACC_USER_MASK) | (0 if pte & PT_NX else ACC_EXEC_MASK)
+        access &= pte & _ACC_W_U if pte & PT_NX else pte & _ACC_W_U | ACC_EXEC_MASK
         accessed &= pte
-        table_gfn = Gfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT)
+        table_gfn = (pte & PT_ADDR_MASK) >> PAGE_SHIFT  # type: ignore[assignment]  # a conversion costs a call
         if level > 1 and pte & PT_PAGE_SIZE:
             if pte & _RSVD_LARGE[level]:
                 return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
@@ -191,7 +201,7 @@ def _nonpaging(vcpu: Vcpu, gva: Gva) -> RetPf:
     walker.level = NONPAGING_LEVEL
     walker.gfn = Gfn(gva >> PAGE_SHIFT)
     walker.pte_access = ACC_ALL
-    return RetPf.CONTINUE
+    return RET_PF_CONTINUE
 
 
 def _finish_walk(vcpu: Vcpu, gva: Gva, pferr: int, accessed: int) -> RetPf:
@@ -201,7 +211,7 @@ def _finish_walk(vcpu: Vcpu, gva: Gva, pferr: int, accessed: int) -> RetPf:
         return _walk_error(vcpu, pferr, PFERR_PRESENT)
     if not accessed or (pferr & PFERR_WRITE and not walker.ptes[walker.level] & PT_DIRTY):
         return _update_accessed_dirty_bits(vcpu, gva, pferr)
-    return RetPf.CONTINUE
+    return RET_PF_CONTINUE
 
 
 def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
@@ -220,13 +230,13 @@ def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
 
 def _walk_error(vcpu: Vcpu, pferr: int, cause: int) -> RetPf:
     error_code = cause | pferr & (PFERR_WRITE | PFERR_USER)
-    nx = vcpu.efer & EFER_NX and vcpu.mode >= PagingMode.PAE
+    nx = vcpu.efer & EFER_NX and vcpu.mode >= PAE
     if pferr & PFERR_FETCH and (nx or vcpu.cr4 & CR4_SMEP):
         error_code |= PFERR_FETCH
     vcpu.walker.error_code = error_code
     if kvm_mmu_walker_error.on:
         kvm_mmu_walker_error(error_code)
-    return RetPf.GUEST
+    return RET_PF_GUEST
 
 
 def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
@@ -241,7 +251,7 @@ def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
 def gpte_gpa(vcpu: Vcpu, gva: Gva, level: int) -> Gpa:
     """Where the entry of `level` that the walk of `gva` used stands."""
     table = vcpu.walker.table_gfn[level] << PAGE_SHIFT
-    if vcpu.mode is PagingMode.PT32:
+    if vcpu.mode is PT32:
         return Gpa(table | (gva >> (2 + 10 * level) & 1023) << 2)
     return Gpa(table | (gva >> (3 + 9 * level) & 511) << 3)
 
@@ -263,13 +273,13 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         if isinstance(done, VmFault):
             return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
         if not done:
-            return RetPf.RETRY
+            return RET_PF_RETRY
         if kvm_mmu_set_accessed_bit.on and not old & PT_ACCESSED:
             kvm_mmu_set_accessed_bit(gpa)
         if kvm_mmu_set_dirty_bit.on and new & ~old & PT_DIRTY:
             kvm_mmu_set_dirty_bit(gpa)
         walker.ptes[level] = new
-    return RetPf.CONTINUE
+    return RET_PF_CONTINUE
 
 
 def _cmpxchg_gpte(vcpu: Vcpu, gpa: Gpa, old: int, new: int) -> bool | VmFault:
@@ -279,7 +289,7 @@ def _cmpxchg_gpte(vcpu: Vcpu, gpa: Gpa, old: int, new: int) -> bool | VmFault:
     slot = vcpu.kvm.memslots.find(gfn)
     assert slot is not None, "the walk has just read this table"
     hva = Hva(slot.vpn(gfn) << PAGE_SHIFT | gpa & 0xFF8)
-    if vcpu.mode is not PagingMode.PT32:
+    if vcpu.mode is not PT32:
         return cmpxchg_user_u64(mm, hva, old, new)
     word = read_user_u64(mm, hva)
     if isinstance(word, VmFault):

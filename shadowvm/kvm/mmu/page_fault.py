@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Gfn, Gva, Pfn, Vpn
+from ...addr import PAGE_SHIFT, Gfn, Gva
 from ...events import kvm_faultin_pfn, kvm_mmu_seq_sample, kvm_mmu_set_spte, kvm_mmu_spte_requested, spte_change
 from ...mm.fault import VmFault
 from ...mm.gup import get_user_page, get_user_page_fast
@@ -26,7 +26,7 @@ from ...x86 import (
 )
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
-from .paging_mode import PagingMode
+from .paging_mode import PT32
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
 from .shadow import (
@@ -43,6 +43,11 @@ from .spte import (
     ACC_EXEC_MASK,
     ACC_USER_MASK,
     ACC_WRITE_MASK,
+    RET_PF_CONTINUE,
+    RET_PF_FIXED,
+    RET_PF_RETRY,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
     SPTE_MMU_PRESENT,
     SPTE_MMU_WRITABLE,
     RetPf,
@@ -84,7 +89,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     stat = vcpu.stat
     stat.pf_taken += 1
     ret = walk_addr(vcpu, gva, error_code & ~PFERR_PRESENT)
-    if ret != RetPf.CONTINUE:
+    if ret is not RET_PF_CONTINUE:
         return ret
     walker = vcpu.walker
     gfn = walker.gfn
@@ -96,7 +101,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
         slot = vcpu.slot = found
     if error_code & PFERR_WRITE and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:
         stat.pf_emulate += 1
-        return RetPf.WRITE_PROTECTED
+        return RET_PF_WRITE_PROTECTED
     fault = vcpu.fault
     fault.addr = gva
     fault.error_code = error_code
@@ -106,11 +111,11 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     if error_code & PFERR_WRITE and not fault.access & ACC_WRITE_MASK:
         fault.access = _cr0_wp_clear_access(vcpu, fault.access)
     ret = _map(vcpu, fault)
-    if ret == RetPf.FIXED:
+    if ret is RET_PF_FIXED:
         stat.pf_fixed += 1
-    elif ret == RetPf.SPURIOUS:
+    elif ret is RET_PF_SPURIOUS:
         stat.pf_spurious += 1
-    elif ret == RetPf.WRITE_PROTECTED:
+    elif ret is RET_PF_WRITE_PROTECTED:
         stat.pf_emulate += 1
     return ret
 
@@ -131,11 +136,11 @@ def _map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     if len(vcpu.mmu_shadow_page_cache) < CACHE_OBJECTS and not mmu_topup_memory_caches(vcpu):
         return RetPf.ENOMEM
     ret = kvm_mmu_faultin_pfn(vcpu, fault)
-    if ret != RetPf.CONTINUE:
+    if ret is not RET_PF_CONTINUE:
         return ret
     kvm.mmu_lock.acquire()
     if is_page_fault_stale(vcpu, fault):
-        ret = RetPf.RETRY
+        ret = RET_PF_RETRY
     elif kvm.n_max_mmu_pages - len(kvm.active_mmu_pages) < KVM_MIN_FREE_MMU_PAGES and not make_mmu_pages_available(
         vcpu
     ):
@@ -157,8 +162,8 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     fault.mmu_seq = kvm.mmu_invalidate_seq
     if kvm_mmu_seq_sample.on:
         kvm_mmu_seq_sample(vcpu.id, fault.gfn, fault.mmu_seq)
-    vpn = Vpn(fault.gfn + fault.slot.vpn_delta)
-    write = bool(fault.error_code & PFERR_WRITE)
+    vpn = fault.slot.vpn(fault.gfn)
+    write = fault.error_code & PFERR_WRITE != 0
     page = get_user_page_fast(kvm.mm, vpn, True) if fault.access & ACC_WRITE_MASK else None
     fault.map_writable = page is not None
     if page is None:
@@ -170,7 +175,7 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     fault.page = page
     if kvm_faultin_pfn.on:
         kvm_faultin_pfn(vcpu.id, fault.gfn, page.pfn, write)
-    return RetPf.CONTINUE
+    return RET_PF_CONTINUE
 
 
 def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
@@ -194,7 +199,9 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     An existing child is reused only if it shadows the very table, with the very rights, of the walk just made.
     """
     kvm = vcpu.kvm
+    q, sp_by_pfn = kvm.q, kvm.sp_by_pfn
     walker = vcpu.walker
+    table_gfns, access_to, leaf_level = walker.table_gfn, walker.access_to, walker.level
     gva = fault.addr
     root = vcpu.root
     assert root is not None, "is_page_fault_stale has seen a root"
@@ -202,30 +209,30 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     assert sp is not None, "the walk has found the guest's page directory"
     for level in _LEVELS_BELOW[sp.level]:
         sptep = sp.q + (gva >> 12 + 9 * level & 511)
-        spte = kvm.q[sptep]
-        direct = level < walker.level
+        spte = q[sptep]
+        direct = level < leaf_level
         if direct:
-            table_gfn = Gfn(walker.gfn & -1 << 9 * level)
+            table_gfn = Gfn(fault.gfn & -1 << 9 * level)
             access = fault.access
         else:
-            table_gfn = walker.table_gfn[level]
-            access = walker.access_to[level]
-        child = kvm.sp_by_pfn[Pfn((spte & PT_ADDR_MASK) >> PAGE_SHIFT)] if spte & SPTE_MMU_PRESENT else None
+            table_gfn = table_gfns[level]
+            access = access_to[level]
+        child = sp_by_pfn[(spte & PT_ADDR_MASK) >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
         if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
             child = _get_child_sp(vcpu, sp, sptep, table_gfn, _child_role(vcpu, sptep, level, access, direct))
             if not direct and gpte_changed(vcpu, level):
-                return RetPf.RETRY
+                return RET_PF_RETRY
             link_shadow_page(kvm, sptep, child)
         child.write_flooding_count = 0
         sp = child
-    if gpte_changed(vcpu, walker.level):
-        return RetPf.RETRY
+    if gpte_changed(vcpu, leaf_level):
+        return RET_PF_RETRY
     return mmu_set_spte(vcpu, fault, sp)
 
 
 def _child_role(vcpu: Vcpu, sptep: int, level: int, access: int, direct: bool) -> int:
     """kvm_mmu_child_role(): the two halves of a 32-bit guest's page table are linked from neighbouring entries."""
-    quadrant = sptep & 1 if vcpu.mode is PagingMode.PT32 and not direct else 0
+    quadrant = sptep & 1 if vcpu.mode is PT32 and not direct else 0
     return pack_role(vcpu.cpu_role, level, access, direct, quadrant)
 
 
@@ -249,10 +256,10 @@ def gpte_changed(vcpu: Vcpu, level: int) -> bool:
         if found is None:
             return True
         slot = found
-    base = vcpu.kvm.mm.tlb.get(Vpn(table_gfn + slot.vpn_delta))
+    base = vcpu.kvm.mm.tlb.get(table_gfn + slot.vpn_delta)
     if base is None:
         return True
-    if vcpu.mode is PagingMode.PT32:
+    if vcpu.mode is PT32:
         return read_gpte32(vcpu, table_gfn, vcpu.fault.addr >> 2 + 10 * level & 1023) != walker.ptes[level]
     return vcpu.kvm.q[base + (vcpu.fault.addr >> 3 + 9 * level & 511)] != walker.ptes[level]
 
@@ -275,7 +282,7 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
     spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable)
     wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
     if spte == old:
-        return RetPf.WRITE_PROTECTED if wrprot else RetPf.SPURIOUS
+        return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_SPURIOUS
     if sp.gfns:
         sp.gfns[index] = gfn
     if spte_change.on:
@@ -289,4 +296,4 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
             kvm.flush_remote_tlbs()
     if kvm_mmu_set_spte.on:
         kvm_mmu_set_spte(gfn, spte, sptep * 8, 1)
-    return RetPf.WRITE_PROTECTED if wrprot else RetPf.FIXED
+    return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_FIXED

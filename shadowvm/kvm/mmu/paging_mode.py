@@ -30,6 +30,9 @@ class PagingMode(IntEnum):
     LA57 = 4
 
 
+NONPAGING, PT32, PAE, PT64, LA57 = PagingMode
+
+
 class ModeTraits(NamedTuple):
     """levels: of the guest's tables that are walked, topmost first. root_level: of the shadow root the CPU walks."""
 

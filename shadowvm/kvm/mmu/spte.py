@@ -49,6 +49,11 @@ class RetPf(IntEnum):
     ENOMEM = -12
 
 
+RET_PF_CONTINUE, RET_PF_RETRY, RET_PF_WRITE_PROTECTED = RetPf.CONTINUE, RetPf.RETRY, RetPf.WRITE_PROTECTED
+RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_GUEST = RetPf.FIXED, RetPf.SPURIOUS, RetPf.GUEST
+"""The members that every fault names: looking one up in its enum costs as much as a call."""
+
+
 def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool) -> int:
     """A present leaf entry with `access`, less what the host pte or the shadowing of `gfn` forbids.
 
