@@ -44,6 +44,18 @@ if TYPE_CHECKING:
 QUANTUM = 1_000_000
 """Guest instructions between two looks at the limit, at signals and at other tasks."""
 
+_VMX_EXIT_REASONS = {
+    CpuExit.QUANTUM: "PREEMPTION_TIMER",
+    CpuExit.WALK_FAULT: "EXCEPTION_NMI",
+    CpuExit.CR_ACCESS: "CR_ACCESS",
+    CpuExit.NON_CANONICAL: "EXCEPTION_NMI",
+    CpuExit.HLT: "HLT",
+    CpuExit.SHUTDOWN: "TRIPLE_FAULT",
+    CpuExit.STOPPED: "IO_INSTRUCTION",
+    CpuExit.UNSUPPORTED: "INVALID_STATE",
+}
+"""Exits as the kvm_exit tracepoint names them on VMX without EPT."""
+
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
 _GO_ON = (RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_RETRY)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
@@ -181,7 +193,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.root is not None and box[ROOT] != vcpu.root.hpa:
         _follow_native_root_switch(vcpu)
     if kvm_exit.on:
-        kvm_exit(vcpu.id, CpuExit(reason).name, engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
+        kvm_exit(vcpu.id, _VMX_EXIT_REASONS[reason], engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
     return handle_exit(vcpu, reason)
 
 
