@@ -218,8 +218,9 @@ def shrink_lruvec(host: Host, sc: ScanControl) -> int:
     lruvec, swap = host.lruvec, host.swap
     if not swap.nr_free and not swap.cache:
         return 0
-    inactive = len(lruvec.inactive) >> sc.priority
-    active = len(lruvec.active) >> sc.priority
+    # Never less than a batch: a host of few pages would write them to swap one by one.
+    inactive = max(len(lruvec.inactive) >> sc.priority, min(len(lruvec.inactive), SWAP_CLUSTER_MAX))
+    active = max(len(lruvec.active) >> sc.priority, min(len(lruvec.active), SWAP_CLUSTER_MAX))
     freed = 0
     while (inactive or active) and sc.nr_reclaimed < sc.nr_to_reclaim:
         if active:

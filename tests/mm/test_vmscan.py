@@ -91,6 +91,17 @@ def test_the_active_list_is_aged_into_the_inactive_one(mm):
     audit(host)
 
 
+def test_the_lightest_scan_is_one_batch_and_the_hardest_everything(mm):
+    host = mm.host
+    filled(mm, 80)
+    sc = ScanControl(1 << 20)
+    shrink_lruvec(host, sc)
+    assert (sc.priority, sc.nr_scanned) == (12, 32)
+    sc.priority = 0
+    shrink_lruvec(host, sc)
+    assert sc.nr_scanned == 32 + 80
+
+
 def test_a_clean_page_is_dropped_without_a_second_write(mm):
     host = mm.host
     vpn = filled(mm, 4)
