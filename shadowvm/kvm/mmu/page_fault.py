@@ -17,10 +17,9 @@ from ...mm.fault import VmFault
 from ...mm.gup import get_user_page, get_user_page_fast
 from ...mm.page_alloc import put_page
 from ...x86 import (
-    CR0_WP,
+    CR4_SMAP,
     CR4_SMEP,
     PFERR_PRESENT,
-    PFERR_USER,
     PFERR_WRITE,
     PT_ADDR_MASK,
 )
@@ -109,6 +108,9 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     fault.slot = slot
     fault.access = walker.pte_access if error_code & PFERR_WRITE else protect_clean_gpte(walker)
     if error_code & PFERR_WRITE and not fault.access & ACC_WRITE_MASK:
+        if fault.access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP:
+            stat.pf_emulate += 1
+            return RET_PF_WRITE_PROTECTED
         fault.access = _cr0_wp_clear_access(vcpu, fault.access)
     ret = _map(vcpu, fault)
     if ret is RET_PF_FIXED:
@@ -121,13 +123,15 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
 
 
 def _cr0_wp_clear_access(vcpu: Vcpu, access: int) -> int:
-    """A supervisor store to a read-only page with CR0.WP = 0: the spte gets W and loses U (and X, under SMEP)."""
-    if vcpu.cr0 & CR0_WP or vcpu.fault.error_code & PFERR_USER:
-        return access
+    """A supervisor store to a read-only page, which CR0.WP = 0 allows: the spte gets W.
+
+    That of a user page loses U, and under SMEP X. Under SMAP such a store is emulated instead: without U the spte
+    would let through what SMAP refuses. A supervisor page keeps X, since its own code may be what stores there.
+    """
+    if not access & ACC_USER_MASK:
+        return access | ACC_WRITE_MASK
     access = (access | ACC_WRITE_MASK) & ~ACC_USER_MASK
-    if vcpu.cr4 & CR4_SMEP:
-        access &= ~ACC_EXEC_MASK
-    return access
+    return access & ~ACC_EXEC_MASK if vcpu.cr4 & CR4_SMEP else access
 
 
 def _map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
