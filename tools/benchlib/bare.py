@@ -100,11 +100,11 @@ class BareMachine:
         ctypes.c_uint64.from_address(self._env + lay.ENV_VM_VMCB).value = where
         slot = class_slot(self._lib, self._cpu, "unicorn_fill_tlb")
         self._fill = ctypes.c_uint64.from_address(slot)
-        self._fill.value = int(tlb_fill.address)
+        self._fill.value = tlb_fill.address or 0
         u32, i32 = ctypes.c_uint32, ctypes.c_int32
         self._callbacks = (_run_hook(u32, u32, i32)(self._in), _run_hook(None, u32, i32, u32)(self._out))
         addresses = [ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self._callbacks]
-        self._hook(UC_HOOK_TLB_FILL, int(fill_hook.address), where, 0)
+        self._hook(UC_HOOK_TLB_FILL, fill_hook.address or 0, where, 0)
         self._hook(UC_HOOK_INSN, addresses[0], 0, UC_X86_INS_IN)
         self._hook(UC_HOOK_INSN, addresses[1], 0, UC_X86_INS_OUT)
         self._load(image, memory, append)

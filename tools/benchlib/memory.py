@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -57,8 +58,26 @@ class StopMarks(Marks):
         self._began = time.perf_counter()
 
 
-def kernel_fault(pages: int = KERNEL_FAULT_PAGES) -> float:
-    """Seconds of a real minor fault: one byte stored to each page of a new mapping, less the same once more."""
+class Difference:
+    """What something costs beyond a loop without it: the best of each, since noise only ever adds."""
+
+    def __init__(self) -> None:
+        self._with: list[float] = []
+        self._without: list[float] = []
+
+    def add(self, with_it: float, without: float) -> None:
+        """One measurement of both, per operation."""
+        self._with.append(with_it)
+        self._without.append(without)
+
+    @property
+    def us(self) -> float:
+        """Microseconds."""
+        return (min(self._with) - min(self._without)) * 1e6
+
+
+def time_kernel_faults(cost: Difference, pages: int = KERNEL_FAULT_PAGES) -> None:
+    """Real minor faults: one byte stored to each page of a new mapping, and the same once more."""
     memory = mmap.mmap(-1, pages * PAGE_SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     ones = b"\1" * pages
@@ -66,9 +85,9 @@ def kernel_fault(pages: int = KERNEL_FAULT_PAGES) -> float:
     for _ in range(2):
         began = time.perf_counter()
         memory[::PAGE_SIZE] = ones
-        times.append(time.perf_counter() - began)
+        times.append((time.perf_counter() - began) / pages)
     memory.close()
-    return (times[0] - times[1]) / pages
+    cost.add(times[0], times[1])
 
 
 def _zap_all(machine: Machine) -> None:
@@ -90,7 +109,7 @@ class FaultRun:
         self.machine = Machine(config, lambda byte: None)
         self.marks = StopMarks(self.machine)
         self.machine.bus.register(self.marks, MARK_PORT, 1)
-        self.costs: list[float] = []
+        self.cost = Difference()
         self.machine.run()
 
     def measure(self) -> None:
@@ -103,7 +122,7 @@ class FaultRun:
         faults = stat.pf_fixed - before
         self._round()
         cold, warm = self.marks.rounds["t"][-2:]
-        self.costs.append((cold - warm) / faults)
+        self.cost.add(cold / faults, warm / faults)
 
     def _round(self) -> None:
         self.marks.resume()
@@ -117,37 +136,38 @@ class FaultRun:
 
 def _fault_rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     small = FaultRun(64 * MIB, 48 * MIB, 2 * repeat)
-    kernel: list[float] = []
+    kernel = Difference()
     rounds = max(1, repeat // 2)
     big_memory = 128 * MIB if quick else 1024 * MIB
     big = FaultRun(big_memory, big_memory * 3 // 4, 2 * rounds) if "fault-1g" in names else None
     for i in range(repeat):
-        kernel.append(kernel_fault())
+        time_kernel_faults(kernel)
         small.measure()
         if big is not None and i < rounds:
             big.measure()
     small.close()
-    ours = min(small.costs) * 1e6
     if "spte-fault" in names:
-        theirs = min(kernel) * 1e6
-        yield Row("spte-fault", "kernel's minor fault", "us/fault", theirs, ours, FAULT_GOAL)
+        yield Row("spte-fault", "kernel's minor fault", "us/fault", kernel.us, small.cost.us, FAULT_GOAL)
     if big is not None:
         big.close()
         note = f"-m {big_memory // MIB}M"
-        yield Row("fault-1g", "the same at -m 64M", "us/fault", ours, min(big.costs) * 1e6, FLAT_GOAL, note)
+        yield Row("fault-1g", "the same at -m 64M", "us/fault", small.cost.us, big.cost.us, FLAT_GOAL, note)
 
 
 def raw_io(pages: int) -> float:
-    """Seconds to write a page to a file and read it back, 32 pages a call, the file being there already."""
-    buffers = [memoryview(bytearray(PAGE_SIZE)) for _ in range(BATCH)]
-    best = []
+    """Seconds to write a page to a file and read it back: 32 pages a call, from all over memory as in reclaim."""
+    memory = memoryview(bytearray(pages * PAGE_SIZE))
+    order = list(range(0, pages * PAGE_SIZE, PAGE_SIZE))
+    random.Random(1).shuffle(order)
+    frames = [memory[at : at + PAGE_SIZE] for at in order]
+    times = []
     with tempfile.TemporaryFile() as file:
         for call in (os.pwritev, os.pwritev, os.preadv):
             began = time.perf_counter()
-            for at in range(0, pages * PAGE_SIZE, BATCH * PAGE_SIZE):
-                call(file.fileno(), buffers, at)
-            best.append(time.perf_counter() - began)
-    return (best[1] + best[2]) / pages
+            for first in range(0, pages, BATCH):
+                call(file.fileno(), frames[first : first + BATCH], first * PAGE_SIZE)
+            times.append(time.perf_counter() - began)
+    return (times[1] + times[2]) / pages
 
 
 def _swap_once(size: int, host_memory: int) -> float:

@@ -108,7 +108,7 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
     walker = vcpu.walker
     table_gfns, ptes, access_to = walker.table_gfn, walker.ptes, walker.access_to
     tlb, q = vcpu.kvm.mm.tlb, vcpu.kvm.q
-    slot, must_be_clear = vcpu.slot, vcpu.rsvd_bits
+    slot, checked = vcpu.slot, vcpu.rsvd_bits | PT_PRESENT
     access = ACC_ALL
     accessed = PT_ACCESSED
     for level in vcpu.levels:
@@ -126,10 +126,8 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
         table_gfns[level], ptes[level], access_to[level] = table_gfn, pte, access
         if kvm_mmu_paging_element.on:
             kvm_mmu_paging_element(pte, level)
-        if not pte & PT_PRESENT:
-            return _walk_error(vcpu, pferr, 0)
-        if pte & must_be_clear:
-            return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
+        if pte & checked != PT_PRESENT:
+            return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD if pte & PT_PRESENT else 0)
         access &= pte & _ACC_W_U if pte & PT_NX else pte & _ACC_W_U | ACC_EXEC_MASK
         accessed &= pte
         table_gfn = (pte & PT_ADDR_MASK) >> PAGE_SHIFT  # type: ignore[assignment]  # a conversion costs a call

@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from ..vcpu import Vcpu
     from ..vm import Kvm
 
-_LEVELS_BELOW = ((), (), (1,), (2, 1), (3, 2, 1), (4, 3, 2, 1))
-"""Levels to build under a root page of each level, topmost first."""
+_LEVELS_BELOW = tuple(tuple((level, 12 + 9 * level) for level in range(root - 1, 0, -1)) for root in range(6))
+"""Levels to build under a root page of each level, topmost first; how far to shift an address for the link to it."""
 
 
 class KvmPageFault:
@@ -98,7 +98,8 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
         if found is None:
             return RetPf.INVALID
         slot = vcpu.slot = found
-    if error_code & PFERR_WRITE and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:
+    write = error_code & PFERR_WRITE
+    if write and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:
         stat.pf_emulate += 1
         return RET_PF_WRITE_PROTECTED
     fault = vcpu.fault
@@ -106,12 +107,13 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     fault.error_code = error_code
     fault.gfn = gfn
     fault.slot = slot
-    fault.access = walker.pte_access if error_code & PFERR_WRITE else protect_clean_gpte(walker)
-    if error_code & PFERR_WRITE and not fault.access & ACC_WRITE_MASK:
-        if fault.access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP:
+    access = walker.pte_access if write else protect_clean_gpte(walker)
+    if write and not access & ACC_WRITE_MASK:
+        if access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP:
             stat.pf_emulate += 1
             return RET_PF_WRITE_PROTECTED
-        fault.access = _cr0_wp_clear_access(vcpu, fault.access)
+        access = _cr0_wp_clear_access(vcpu, access)
+    fault.access = access
     ret = _map(vcpu, fault)
     if ret is RET_PF_FIXED:
         stat.pf_fixed += 1
@@ -211,8 +213,8 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     assert root is not None, "is_page_fault_stale has seen a root"
     sp = root.pages[0 if root.pae_page is None else gva >> 30 & 3]
     assert sp is not None, "the walk has found the guest's page directory"
-    for level in _LEVELS_BELOW[sp.level]:
-        sptep = sp.q + (gva >> 12 + 9 * level & 511)
+    for level, shift in _LEVELS_BELOW[sp.level]:
+        sptep = sp.q + (gva >> shift & 511)
         spte = q[sptep]
         direct = level < leaf_level
         if direct:
@@ -221,7 +223,8 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         else:
             table_gfn = table_gfns[level]
             access = access_to[level]
-        child = sp_by_pfn[(spte & PT_ADDR_MASK) >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
+        # A link has no bits above the address.
+        child = sp_by_pfn[spte >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
         if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
             child = _get_child_sp(vcpu, sp, sptep, table_gfn, _child_role(vcpu, sptep, level, access, direct))
             if not direct and gpte_changed(vcpu, level):
@@ -260,12 +263,13 @@ def gpte_changed(vcpu: Vcpu, level: int) -> bool:
         if found is None:
             return True
         slot = found
-    base = vcpu.kvm.mm.tlb.get(table_gfn + slot.vpn_delta)
+    kvm = vcpu.kvm
+    base = kvm.mm.tlb.get(table_gfn + slot.vpn_delta)
     if base is None:
         return True
     if vcpu.mode is PT32:
         return read_gpte32(vcpu, table_gfn, vcpu.fault.addr >> 2 + 10 * level & 1023) != walker.ptes[level]
-    return vcpu.kvm.q[base + (vcpu.fault.addr >> 3 + 9 * level & 511)] != walker.ptes[level]
+    return kvm.q[base + (vcpu.fault.addr >> 3 + 9 * level & 511)] != walker.ptes[level]
 
 
 def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:

@@ -59,14 +59,12 @@ def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: boo
 
     A gfn that backs a shadow page never gets a writable spte (mmu_try_to_unsync_pages refuses).
     """
-    spte = pfn << 12 | _LEAF | access & ACC_USER_MASK
-    if not access & ACC_EXEC_MASK:
-        spte |= PT_NX
+    bits = _LEAF | access & ACC_USER_MASK
     if host_writable:
-        spte |= SPTE_HOST_WRITABLE
+        bits |= SPTE_HOST_WRITABLE
         if access & ACC_WRITE_MASK and gfn not in slot.gfn_write_track:
-            spte |= _WRITABLE
-    return spte
+            bits |= _WRITABLE
+    return pfn << 12 | bits if access & ACC_EXEC_MASK else pfn << 12 | bits | PT_NX
 
 
 def make_nonleaf_spte(pfn: Pfn) -> int:
