@@ -166,6 +166,8 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     _unhash(kvm, sp)
     sp.invalid = True
     if sp.root_count:
+        # It is on no list whose commit would flush; what hung below it is gone all the same (I16).
+        kvm.flush_remote_tlbs()
         kvm.request_free_obsolete_roots()
         return False
     invalid_list.append(sp)
