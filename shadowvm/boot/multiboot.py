@@ -93,8 +93,6 @@ def load_multiboot(path: str, data: bytes, header: Header, options: BootOptions)
         raise ConfigError(f"{path}: its Multiboot header requires features that are not there (flags {unknown:#x})")
     kernel = _kernel(path, data, header)
     check_placement(path, kernel.segments, options, Reserved("the boot information", _MMAP, _INFO_END))
-    if kernel.end > options.low_end:
-        raise ConfigError(f"{path}: Multiboot kernels lie below 4 GiB")
     tail = _tail(path, kernel, options)
     segments = [*options.extra_segments, *kernel.segments, *tail.segments, *_information(options, tail)]
     start = ProtectedModeStart(kernel.entry, BOOT_MAGIC, _INFO, _GDT, 8 * len(_GDT_ENTRIES) - 1)
