@@ -6,6 +6,7 @@ with it. Guest tables are read through the host page tables without touching the
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -251,6 +252,15 @@ class ShadowRules:
                 self._check_rights(sp, index, spte, f"spte {spte:#x}, gfn {sp.gfn_of(index):#x}")
         if found != len(self.leaves):
             self.fail("I35", f"{found} leaves in the tables", f"{len(self.leaves)} in the books")
+        self._check_tracking()
+
+    def _check_tracking(self) -> None:
+        """As many counts of write tracking as shadow pages of guest tables: one too many blocks a page for good."""
+        shadowing = Counter(sp.gfn for sp in self.kvm.sp_by_pfn.values() if not sp.direct and not sp.invalid)
+        for slot in self.kvm.memslots.slots:
+            for gfn, count in slot.gfn_write_track.items():
+                if count != shadowing[gfn]:
+                    self.fail("I25", f"gfn {gfn:#x} is tracked {count} times", f"{shadowing[gfn]} pages shadow it")
 
 
 def widens(old: int, new: int) -> bool:
