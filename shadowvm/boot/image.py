@@ -19,6 +19,8 @@ from .memmap import MemoryMapEntry, memory_layout, memory_map
 _FILE_SLACK = 64 << 20
 """A file may be larger than guest memory by this much: symbols and debug information are not loaded."""
 
+_CHUNK = 1 << 20
+
 
 class Segment(NamedTuple):
     """`data` at `gpa`, followed by zeros up to `memsz` bytes."""
@@ -133,14 +135,17 @@ class Reserved(NamedTuple):
 def read_file(path: str, limit: int, flag: str = "") -> bytes:
     """The content of a file of at most `limit` bytes. ConfigError: unreadable, or larger; `flag` named it."""
     prefix = f"{flag}: " if flag else ""
+    data = bytearray()
     try:
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            # read(n) takes n bytes of memory at once, however short the file is.
+            while len(data) <= limit and (piece := file.read(_CHUNK)):
+                data += piece
     except (OSError, ValueError) as error:
         raise ConfigError(f"{prefix}{path}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > limit:
         raise ConfigError(f"{prefix}{path}: larger than the {limit} bytes that fit")
-    return data
+    return bytes(data)
 
 
 def read_kernel(path: str, options: BootOptions) -> bytes:
