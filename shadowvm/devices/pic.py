@@ -184,20 +184,17 @@ class Pic:
         self._update()
 
     def _update(self) -> None:
-        self._cascade()
+        self.master.set_line(CASCADE_IRQ, int(self.slave.pending() is not None))
         level = int(self.master.pending() is not None)
         if level != self.level:
             self.level = level
             self.output(level)
 
-    def _cascade(self) -> None:
-        """The slave's INT is line 2 of the master; it is never latched, as the slave remembers."""
-        bit = 1 << CASCADE_IRQ
-        master = self.master
-        if self.slave.pending() is not None:
-            master.irr |= bit
-        else:
-            master.irr &= ~bit
+    def _acknowledge(self, chip: Pic8259, irq: int) -> None:
+        """INTA of one chip. The slave's INT falls with it, so that a further request is a new edge at the master."""
+        chip.acknowledge(irq)
+        if chip is self.slave:
+            self.master.set_line(CASCADE_IRQ, 0)
 
     def acknowledge(self) -> int:
         """INTA cycle of the CPU: the vector; spurious 7 (or 15) if the request has gone."""
@@ -209,7 +206,7 @@ class Pic:
         irq = chip.pending()
         if irq is None:
             return chip.base + SPURIOUS_IRQ
-        chip.acknowledge(irq)
+        self._acknowledge(chip, irq)
         if chip is self.master and irq == CASCADE_IRQ:
             return self._take(self.slave)
         return chip.base + irq
@@ -220,7 +217,7 @@ class Pic:
         irq = chip.pending()
         if irq is None:
             return 0
-        chip.acknowledge(irq)
+        self._acknowledge(chip, irq)
         self._update()
         return 0x80 | irq
 

@@ -122,7 +122,8 @@ def test_a_level_line_requests_as_long_as_it_is_up(pair):
         pair.out(MASTER, EOI)
         assert pair.pic.level == 1
     pair.pic.set_irq(10, 0)
-    assert pair.pic.level == 0
+    assert pair.pic.acknowledge() == 0x2F, "the master had its edge: spurious"
+    assert pair.isr(SLAVE) == 0
 
 
 def test_elcr_keeps_the_lines_of_the_board_edge_triggered(pair):
@@ -221,6 +222,12 @@ def test_special_fully_nested_mode_lets_the_slave_interrupt_itself():
         assert pair.pic.acknowledge() == 0x2C
         pair.edge(8)
         assert pair.pic.level == expected
+
+
+def test_requests_of_the_slave_that_wait_behind_one_another_all_come():
+    pair = Pair(icw4=0x03)
+    pair.edge(12, 9, 14)
+    assert pair.drain(eoi=False) == [0x29, 0x2C, 0x2E]
 
 
 def test_poll_takes_the_place_of_the_acknowledge_cycle(pair):
