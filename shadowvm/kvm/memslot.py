@@ -82,12 +82,15 @@ class MemSlots:
 
     def gfn_ranges(self, start: Hva, end: Hva) -> list[tuple[MemSlot, Gfn, Gfn]]:
         """Guest frames [first, last) of each slot that a host-virtual range covers."""
-        ranges = []
+        ranges: list[tuple[MemSlot, Gfn, Gfn]] = []
+        first_vpn, last_vpn = start >> PAGE_SHIFT, end + PAGE_SIZE - 1 >> PAGE_SHIFT
         for slot in self.slots:
-            first = max((start >> PAGE_SHIFT) - slot.vpn_delta, slot.base_gfn)
-            last = min((end + PAGE_SIZE - 1 >> PAGE_SHIFT) - slot.vpn_delta, slot.end_gfn)
+            # Reclaim asks for each page, three times on its way out: no calls here.
+            first, last = first_vpn - slot.vpn_delta, last_vpn - slot.vpn_delta
+            first = first if first > slot.base_gfn else slot.base_gfn
+            last = last if last < slot.end_gfn else slot.end_gfn
             if first < last:
-                ranges.append((slot, Gfn(first), Gfn(last)))
+                ranges.append((slot, first, last))  # type: ignore[arg-type]
         return ranges
 
 

@@ -35,7 +35,7 @@ class KvmMmuNotifier(MmuNotifier):
         if kvm_unmap_hva_range.on:
             kvm_unmap_hva_range(range_.start, range_.end)
         kvm.mn_active_invalidate_count += 1
-        ranges = kvm.memslots.gfn_ranges(Hva(range_.start), Hva(range_.end))
+        ranges = kvm.memslots.gfn_ranges(range_.start, range_.end)
         if not ranges:
             return True
         kvm.mmu_lock.acquire()
@@ -54,7 +54,7 @@ class KvmMmuNotifier(MmuNotifier):
         """Let faults go on: the sequence moves before the count drops (I11)."""
         kvm = self.kvm
         self.stat.invalidate_range_end += 1
-        ranges = kvm.memslots.gfn_ranges(Hva(range_.start), Hva(range_.end))
+        ranges = kvm.memslots.gfn_ranges(range_.start, range_.end)
         if ranges:
             kvm.mmu_lock.acquire()
             kvm_mmu_invalidate_end(kvm)
@@ -93,8 +93,9 @@ class KvmMmuNotifier(MmuNotifier):
         young = False
         kvm = self.kvm
         for slot, first, last in kvm.memslots.gfn_ranges(Hva(start), Hva(end)):
+            rmap = slot.rmap
             for gfn in range(first, last):
-                if gfn in slot.rmap and kvm_rmap_age(kvm, slot, Gfn(gfn), clear=clear):
+                if gfn in rmap and kvm_rmap_age(kvm, slot, gfn, clear=clear):  # type: ignore[arg-type]
                     young = True
         self.stat.young += young
         return young

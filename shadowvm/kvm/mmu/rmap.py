@@ -102,8 +102,11 @@ def rmap_write_protect(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:
 
 def kvm_rmap_age(kvm: Kvm, slot: MemSlot, gfn: Gfn, *, clear: bool) -> bool:
     """Whether any spte of a gfn was used since its A bit was last cleared; `clear` clears it."""
+    head = slot.rmap.get(gfn)
+    if head is None:
+        return False
     young = False
-    for sptep in rmap_sptes(slot, gfn):
+    for sptep in (head,) if isinstance(head, int) else head:
         spte = kvm.q[sptep]
         if spte & PT_ACCESSED:
             young = True
