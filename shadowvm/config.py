@@ -74,6 +74,8 @@ class MachineConfig:
             raise ConfigError(
                 f"--host-memory: {format_size(self.host_memory)} is more than this machine has, or no whole pages"
             )
+        if self.swap_size > MAX_GUEST_MEMORY:
+            raise ConfigError(f"--swap: {format_size(self.swap_size)} is more than {format_size(MAX_GUEST_MEMORY)}")
         if self.swap_size % PAGE_SIZE:
             raise ConfigError(f"--swap: {format_size(self.swap_size)} is not a whole number of pages")
         if self.timeout_instructions and not self.icount:

@@ -47,6 +47,8 @@ def find_image(guest: str) -> tuple[str, str]:
         raise ConfigError(f"{guest}: is a directory, not an ELF image")
     if not path.exists():
         raise ConfigError(f"{guest}: no such file, and no bundled guest of that name (see shadowvm guests)")
+    if not path.is_file():
+        raise ConfigError(f"{guest}: not a regular file")
     return path.name, str(path)
 
 

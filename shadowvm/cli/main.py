@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ShadowvmError, SwapIOError
 
 EXIT_USAGE = 125
+EXIT_SWAP = 126
 EXIT_INTERNAL = 127
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 COMMANDS = ("run", "guests")
 
 
@@ -39,17 +41,35 @@ def main(argv: Sequence[str]) -> int:
         args = build_parser().parse_args(argv)
         status: int = args.main(args)
     except ConfigError as error:
-        print(f"shadowvm: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return _report(error, EXIT_USAGE)
+    except SwapIOError as error:
+        return _report(error, EXIT_SWAP)
+    except ShadowvmError as error:
+        return _report(error, EXIT_INTERNAL)
     except KeyboardInterrupt:
         print("shadowvm: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return EXIT_BROKEN_PIPE
+    return status
+
+
+def _report(error: ShadowvmError, status: int) -> int:
+    print(f"shadowvm: {error}", file=sys.stderr)
     return status
 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    # A stream that the shell has closed is None: what goes there is not wanted.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    status = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # Nobody reads, or the disk is full: at exit, Python would try again and complain at length.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not status:
+            status = EXIT_BROKEN_PIPE if isinstance(error, BrokenPipeError) else EXIT_USAGE
+    sys.exit(status)

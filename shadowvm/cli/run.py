@@ -10,11 +10,11 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from ..config import MachineConfig, parse_size
-from ..errors import ConfigError, InvariantViolation
+from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..machine import Machine, Outcome
     from ..trace.recorder import EventDigest
 
+EXIT_SWAP = 126
 EXIT_VIOLATION = 127
 _FLAGS = (
     ("-m", "SIZE", "64M", "guest memory"),
@@ -78,16 +79,17 @@ def main(args: argparse.Namespace) -> int:
     from ..machine import Machine  # noqa: PLC0415 - after the flags are known to be good
 
     with ExitStack() as stack:
-        report = stack.enter_context(_output_file(args.json)) if args.json else None
-        trace = stack.enter_context(_output_file(args.trace)) if args.trace else None
+        report = stack.enter_context(_output_file(args.json)) if args.json is not None else None
+        trace = stack.enter_context(_output_file(args.trace)) if args.trace is not None else None
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
         listeners = _attach(stack, machine, check=args.check, trace=trace)
         outcome, results = _run(machine, listeners, started)
-        sys.stdout.flush()
+        with _user_error("standard output"):
+            sys.stdout.flush()
         if report is not None:
-            json.dump(results, report, indent=2)
-            report.write("\n")
+            report.write(json.dumps(results, indent=2) + "\n")
+            report.flush()
     _summary(machine, outcome, results)
     return outcome.status
 
@@ -111,6 +113,10 @@ def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outco
     except InvariantViolation as violation:
         outcome = Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, "invariant violated")
         violations.append(str(violation))
+    except ModelBug as bug:
+        outcome = Outcome(Reason.INTERNAL_ERROR, EXIT_VIOLATION, f"bug in shadowvm: {bug}")
+    except SwapIOError as error:
+        outcome = Outcome(Reason.SWAP_ERROR, EXIT_SWAP, str(error))
     results["outcome"] = {"reason": outcome.reason.value, "status": outcome.status, "text": outcome.text}
     results["violations"] = violations
     if listeners.digest is not None:
@@ -124,7 +130,7 @@ class _Listeners:
     sanitizer: Sanitizer | None = None
 
 
-def _attach(stack: ExitStack, machine: Machine, *, check: bool, trace: IO[str] | None) -> _Listeners:
+def _attach(stack: ExitStack, machine: Machine, *, check: bool, trace: _Output | None) -> _Listeners:
     listeners = _Listeners()
     if not check and trace is None:
         return listeners
@@ -193,24 +199,62 @@ def _stdout_writer() -> Any:
     buffer = sys.stdout.buffer
 
     def write(byte: int) -> None:
-        buffer.write(bytes((byte,)))
-        if byte == 0x0A:
-            buffer.flush()
+        with _user_error("standard output"):
+            buffer.write(bytes((byte,)))
+            if byte == 0x0A:
+                buffer.flush()
 
     return write
 
 
+class _user_error:  # noqa: N801 - used as a function
+    """A full disk or the like under one of our outputs is the user's to mend; a reader that left is no error."""
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            raise ConfigError(f"{self.what}: {error.strerror}") from None
+
+
+class _Output:
+    """A text file whose errors are the user's."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with _user_error(path):
+            self._file = sys.stdout if path == "-" else open(path, "w", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, text: str) -> None:
+        with _user_error(self.path):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with _user_error(self.path):
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not sys.stdout:
+            with _user_error(self.path):
+                self._file.close()
+
+
 @contextmanager
-def _output_file(path: str) -> Iterator[IO[str]]:
-    if path == "-":
-        yield sys.stdout
-        return
+def _output_file(path: str) -> Iterator[_Output]:
+    output = _Output(path)
     try:
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - an error here is the user's, one inside the block is not
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    with file:
-        yield file
+        yield output
+    except BaseException:
+        with suppress(ConfigError):
+            output.close()
+        raise
+    output.close()
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..events import REGISTRY, Tracepoint, attached
 
@@ -29,10 +29,17 @@ def ftrace_line(task: Task, now: int, tracepoint: Tracepoint, args: tuple[Any, .
     return f"{who} [000] ..... {seconds:5d}.{nanoseconds:09d}: {tracepoint.name}: {tracepoint.format(args)}"
 
 
+class TextSink(Protocol):
+    """Where lines go."""
+
+    def write(self, text: str, /) -> object:
+        """Append text."""
+
+
 class FtraceWriter:
     """Writes every event to a text file as it happens."""
 
-    def __init__(self, machine: Machine, file: IO[str]) -> None:
+    def __init__(self, machine: Machine, file: TextSink) -> None:
         self._machine = machine
         self._file = file
 
