@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 
 from ..errors import ConfigError
@@ -26,17 +27,18 @@ WORDS = (
     mb.VEC_NEXT_RIP,
     *range(mb.VECTOR_COUNTS, mb.VECTOR_COUNTS + 256),
 )
-LAYOUT = struct.Struct(f"<{len(MAGIC)}s{len(WORDS)}Q{lay.ENV_SAVED}s")
+LAYOUT = struct.Struct(f"<{len(MAGIC)}s{len(WORDS)}Q{lay.ENV_SAVED}s{lay.MTRR_SIZE}s")
 
 
-def save(env: memoryview[int], box: memoryview[int]) -> bytes:
-    """The CPU as bytes. Same state, same bytes: the mailbox's address is left out."""
-    registers = bytearray(env.cast("B")[: lay.ENV_SAVED])
+def save(env: int, box: memoryview[int]) -> bytes:
+    """The CPU whose registers are at address `env`, as bytes. Same state, same bytes: no address is in them."""
+    registers = bytearray(ctypes.string_at(env, lay.ENV_SAVED))
     registers[lay.ENV_VM_VMCB : lay.ENV_VM_VMCB + 8] = bytes(8)
-    return LAYOUT.pack(MAGIC, *(box[word] for word in WORDS), bytes(registers))
+    mtrrs = ctypes.string_at(env + lay.ENV_MTRR, lay.MTRR_SIZE)
+    return LAYOUT.pack(MAGIC, *(box[word] for word in WORDS), bytes(registers), mtrrs)
 
 
-def restore(env: memoryview[int], box: memoryview[int], state: bytes) -> None:
+def restore(env: int, box: memoryview[int], state: bytes) -> None:
     """Put a saved CPU back; the caller repairs what points into this process.
 
     Raises:
@@ -44,7 +46,8 @@ def restore(env: memoryview[int], box: memoryview[int], state: bytes) -> None:
     """
     if len(state) != LAYOUT.size or not state.startswith(MAGIC):
         raise ConfigError("the saved CPU is damaged or of another version")
-    _, *values, registers = LAYOUT.unpack(state)
+    _, *values, registers, mtrrs = LAYOUT.unpack(state)
     for word, value in zip(WORDS, values, strict=True):
         box[word] = value
-    env.cast("B")[:] = registers
+    ctypes.memmove(env, registers, lay.ENV_SAVED)
+    ctypes.memmove(env + lay.ENV_MTRR, mtrrs, lay.MTRR_SIZE)

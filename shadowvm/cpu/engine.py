@@ -37,7 +37,7 @@ class CpuExit(IntEnum):
     STOPPED = 7
     """A port handler called request_stop."""
     UNSUPPORTED = 8
-    """Unicorn gave up; `engine.error` says why."""
+    """Unicorn gave up, or the guest can get no further; `engine.error` says why."""
 
 
 class WalkFault(IntEnum):
@@ -86,7 +86,9 @@ class Engine(Protocol):
     """One virtual CPU."""
 
     box: memoryview[int]
-    error: str
+
+    @property
+    def error(self) -> str: ...
 
     def enter(self) -> int:
         """Run until an exit; the CpuExit."""

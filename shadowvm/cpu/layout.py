@@ -34,6 +34,9 @@ ENV_VM_VMCB = 0x1580
 ENV_SAVED = 0x15C0
 """Bytes of env that are registers: what uc_context_save copies."""
 
+ENV_MTRR, MTRR_SIZE = 0x18B0, 0xE0
+"""mtrr_fixed[11], mtrr_deftype, mtrr_var[8]: registers that lie outside of ENV_SAVED."""
+
 ES, CS, SS, DS, FS, GS = range(6)
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 

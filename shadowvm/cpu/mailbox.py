@@ -110,6 +110,10 @@ VEC_VECTOR = _next()
 VEC_ERROR = _next()
 VEC_NEXT_RIP = _next()
 STOP = _next()
+STORM = _next()
+"""Exceptions delivered since an instruction last retired, when STORM_AT had."""
+STORM_AT = _next()
+STORM_LIMIT = 4096
 
 # Statistics only.
 FILLS = _next()

@@ -56,7 +56,7 @@ class UnicornEngine(Registers):
         if vcpu_id >= 0:
             _prove_library()
         self.ram, self.vcpu_id, self.counting = ram, vcpu_id, counting
-        self.error = ""
+        self._error = ""
         lib = library()
         self._native = load_native()
         self._uc, self._cpu = open_unicorn(lib, ram)
@@ -134,7 +134,7 @@ class UnicornEngine(Registers):
             raised, self._raised = self._raised, None
             raise raised
         if error:
-            self.error = self._lib.uc_strerror(error).decode()
+            self._error = self._lib.uc_strerror(error).decode()
             return CpuExit.UNSUPPORTED
         if code:
             return code
@@ -144,6 +144,13 @@ class UnicornEngine(Registers):
             self.old_exception = 0xFFFF_FFFF
             return CpuExit.SHUTDOWN
         return CpuExit.HLT
+
+    @property
+    def error(self) -> str:
+        """Why the last exit was UNSUPPORTED."""
+        if self.box[mb.STORM] == mb.STORM_LIMIT:
+            return f"{mb.STORM_LIMIT} exceptions in a row and no instruction retired"
+        return self._error
 
     @property
     def old_exception(self) -> int:
@@ -364,11 +371,11 @@ class UnicornEngine(Registers):
 
     def save(self) -> bytes:
         """All of the CPU but its memory, TLB and roots."""
-        return context.save(self.env, self.box)
+        return context.save(self._env_address, self.box)
 
     def restore(self, state: bytes) -> None:
         """What `save` gave, of this or another engine. Forgets the TLB, roots and translated code."""
-        context.restore(self.env, self.box, state)
+        context.restore(self._env_address, self.box, state)
         self.env[lay.ENV_VM_VMCB // 8] = self._arena.address
         self._request.value = lay.INTERRUPT_HARD
         self.drop_all_roots()

@@ -66,6 +66,21 @@ def test_a_queued_event_is_part_of_the_state() -> None:
     assert other.reg(0) == 0x66
 
 
+def test_msrs_that_unicorn_s_own_context_lacks_are_saved() -> None:
+    def read(m: Machine, msr: int) -> tuple[int, int]:
+        assert m.run(f"mov ecx,{msr}\n rdmsr\n hlt") == CpuExit.HLT
+        return m.reg(0), m.reg(2)
+
+    machine, other = Machine(), Machine()
+    for n, msr in enumerate((0x2FF, 0x250, 0x26F, 0x200, 0x20F, 0x277, 0xC0000103)):
+        value = (0x100 + n, 7)
+        assert machine.run(f"mov ecx,{msr}\n mov eax,{value[0]}\n mov edx,7\n wrmsr\n hlt") == CpuExit.HLT
+        assert read(other, msr) != value
+        other.engine.restore(machine.engine.save())
+        other.load()
+        assert read(other, msr) == value
+
+
 def test_code_translated_before_a_restore_is_forgotten() -> None:
     machine = Machine()
     machine.run("mov eax,1\n hlt")

@@ -166,6 +166,17 @@ def test_a_bad_gate_makes_a_double_fault_and_a_bad_double_fault_gate_a_shutdown(
     assert machine.engine.enter() == CpuExit.SHUTDOWN
 
 
+def test_a_handler_that_faults_at_once_ends_the_run() -> None:
+    """With an IST the stack never overflows: a real CPU would be lost too, but a run must end."""
+    machine = Machine()
+    machine.gate(6, HANDLERS, ist=1)
+    machine.code(HANDLERS, "ud2")
+    machine.engine.set_budget(10)
+    for _ in range(2):
+        assert machine.run("nop\n ud2") == CpuExit.UNSUPPORTED
+        assert machine.engine.error == "4096 exceptions in a row and no instruction retired"
+
+
 def test_a_null_task_register_does_not_abort_the_process(machine: Machine) -> None:
     machine.code(CODE, "xor eax,eax\n ltr ax\n " + TO_USER)
     machine.code(USER_CODE, "int3")

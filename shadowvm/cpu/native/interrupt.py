@@ -15,7 +15,7 @@ from .blocks import cut, leave, linear_rip, settle_self_modified
 from .memory import bump, call1, call3, call4, get, get_env, inline, ld32, ld64, put, st32, st64
 from .walker import code_byte
 
-STOPPED, QUANTUM = int(CpuExit.STOPPED), int(CpuExit.QUANTUM)
+STOPPED, QUANTUM, UNSUPPORTED = int(CpuExit.STOPPED), int(CpuExit.QUANTUM), int(CpuExit.UNSUPPORTED)
 EXCEPTION, SOFTWARE, INTERRUPT, NMI = (int(kind) for kind in EventKind)
 SEGMENT_FLAGS_TSS = 0x8B00
 UNSET = 0xFFFF_FFFF
@@ -60,6 +60,19 @@ def int_length(box, next_rip, vector):
 
 
 @inline
+def watch_storm(box):
+    """A handler that faults at its first instruction would keep the CPU here for ever, and no budget would end it."""
+    if get(box, mb.COUNTING) != 0:
+        now = get(box, mb.GRANTED) - get(box, mb.BUDGET) - get(box, mb.STOLEN)
+        if now != get(box, mb.STORM_AT):
+            put(box, mb.STORM_AT, now)
+            put(box, mb.STORM, 0)
+        elif get(box, mb.STORM) == mb.STORM_LIMIT:
+            leave(box, UNSUPPORTED)
+        bump(box, mb.STORM)
+
+
+@inline
 def on_exception(box, vector):
     """UC_HOOK_INTR and UC_HOOK_INSN_INVALID: an exception of the current instruction, or INT n."""
     env = get_env(box)
@@ -77,6 +90,7 @@ def on_exception(box, vector):
         put(box, mb.STEP, 0)
         leave(box, QUANTUM)
     cut(box, linear_rip(env))
+    watch_storm(box)
     error = ld32(env + lay.ENV_ERROR_CODE)
     if vector in (x86.GP_VECTOR, x86.NP_VECTOR) and error & 2 and ld32(env + lay.ENV_HFLAGS) & lay.HF_LMA_MASK:
         # QEMU 5 computes IDT error codes of long mode as vector * 16 + 2.
