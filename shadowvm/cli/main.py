@@ -62,8 +62,8 @@ def _report(error: ShadowvmError, status: int) -> int:
 def entry() -> None:
     """The console script."""
     # A stream that the shell has closed is None: what goes there is not wanted.
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     status = main(sys.argv[1:])
     try:
         sys.stdout.flush()
