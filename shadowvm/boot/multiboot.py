@@ -106,8 +106,8 @@ def _kernel(path: str, data: bytes, header: Header) -> Kernel:
     found = elf_class(data)
     if found == ELFCLASS32:
         return parse_elf(path, data, ELFCLASS32)
-    what = "a 64-bit ELF" if found == ELFCLASS64 else "no 32-bit ELF"
-    raise ConfigError(f"{path}: {what} with a Multiboot header, which has no address fields")
+    what = "in a 64-bit ELF" if found == ELFCLASS64 else "in a file that is no ELF"
+    raise ConfigError(f"{path}: a Multiboot header without address fields, {what}")
 
 
 def _flat_kernel(path: str, data: bytes, header: Header) -> Kernel:
@@ -118,7 +118,9 @@ def _flat_kernel(path: str, data: bytes, header: Header) -> Kernel:
     size = (load_end or load + len(data) - begin) - load
     if header_at < load or begin < 0:
         raise ConfigError(f"{path}: its Multiboot header says that the image is loaded from before its file")
-    if size <= 0 or begin + size > len(data):
+    if size <= 0:
+        raise ConfigError(f"{path}: its Multiboot header says that nothing is loaded")
+    if begin + size > len(data):
         raise ConfigError(f"{path}: truncated: its Multiboot header asks for bytes {begin:#x}-{begin + size:#x}")
     memsz = bss_end - load if bss_end else size
     if memsz < size:

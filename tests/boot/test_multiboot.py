@@ -145,7 +145,7 @@ def test_address_fields_place_a_flat_image() -> None:
         ([BASE + 5, BASE, 0, 0, BASE], "loaded from before its file"),
         ([BASE - 4, BASE, 0, 0, BASE], "loaded from before its file"),
         ([BASE, BASE, BASE + 53, 0, BASE], "truncated: its Multiboot header asks for bytes 0x0-0x35"),
-        ([BASE, BASE, BASE - 1, 0, BASE], "truncated"),
+        ([BASE, BASE, BASE - 1, 0, BASE], "says that nothing is loaded"),
         ([BASE, BASE, BASE + 52, BASE + 51, BASE], "lets .bss end at 0x400033"),
         ([BASE, BASE, 0, 0, BASE + 52], "entry 0x400034 is outside of the image"),
         ([0xC0000000, 0xC0000000, 0, 0, 0xC0000000], "outside of guest memory"),
@@ -161,9 +161,9 @@ def test_address_fields_that_cannot_be_are_refused(fields: list[int], message: s
 
 
 def test_images_that_cannot_start_in_32_bit_mode_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^x: a 64-bit ELF with a Multiboot header, which has no address fields"):
+    with pytest.raises(ConfigError, match=r"^x: a Multiboot header without address fields, in a 64-bit"):
         load(elf64([Load(BASE, multiboot_header())], BASE))
-    with pytest.raises(ConfigError, match=r"^x: no 32-bit ELF"):
+    with pytest.raises(ConfigError, match=r"in a file that is no ELF$"):
         load(multiboot_header())
     with pytest.raises(ConfigError, match=r"requires features that are not there \(flags 0x8010\)"):
         load(multiboot_elf(flags=0x8011))
