@@ -1,7 +1,8 @@
 """Guest code with plenty of memory, against bare Unicorn doing the same: compute, TLB misses, CR3 switches, #PF.
 
 Each repetition runs the bench guest once on bare Unicorn, once here without and once with counting of instructions,
-on a new engine every time, since the place of translated code alone makes a difference. The best round counts.
+on a new engine every time, since the place of translated code alone makes a difference. Rounds take some 10 ms, and
+the best one counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from shadowvm.machine import Machine
 from .marks import MARK_PORT, Marks
 from .table import Row
 
-BARE_EXITS = 20_000
+BARE_EXITS = 2000
+ROUNDS, QUICK_ROUNDS = 16, 3
 BARE, PLAIN, COUNTED = "bare", "plain", "counted"
 
 
@@ -35,12 +37,12 @@ class Loop(NamedTuple):
 
 
 LOOPS = (
-    Loop("mixed", "m", "mixed", 2_000_000, 50_000, 1, "ns/step", 1.1, 1.4),
-    Loop("copy", "c", "copy", 200, 4, 32 * 1024, "ns/word", 1.1),
-    Loop("touch", "t", "touch", 8, 1, 0, "ns/page", 1.25),
-    Loop("chase", "r", "chase", 131_072, 4096, 1, "ns/page", 1.25),
-    Loop("cr3", "s", "switches", 4000, 200, 1, "ns/switch", 1.25),
-    Loop("user-pf", "f", "faults", 2000, 200, 1, "ns/fault", 6),
+    Loop("mixed", "m", "mixed", 500_000, 50_000, 1, "ns/step", 1.1, 1.4),
+    Loop("copy", "c", "copy", 24, 4, 32 * 1024, "ns/word", 1.1),
+    Loop("touch", "t", "touch", 4, 1, 0, "ns/page", 1.25),
+    Loop("chase", "r", "chase", 65_536, 4096, 1, "ns/page", 1.25),
+    Loop("cr3", "s", "switches", 1500, 200, 1, "ns/switch", 1.25),
+    Loop("user-pf", "f", "faults", 1000, 200, 1, "ns/fault", 6),
 )
 NAMES = tuple(name for loop in LOOPS for name in (loop.name, f"{loop.name}-icount"))
 
@@ -51,15 +53,16 @@ def _append(loops: list[Loop], size: int, quick: bool, *, bare: bool) -> str:
     if bare:
         chosen["faults"] = 0
     counts = [f"{loop.parameter}={chosen.get(loop.parameter, 0)}" for loop in LOOPS]
-    return " ".join([f"size={size}", "rounds=3", *counts])
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    return " ".join([f"size={size}", f"rounds={rounds}", *counts])
 
 
-def _run_bare(memory: int, append: str, marks: Marks, exits: list[float], count: int) -> None:
+def _run_bare(memory: int, append: str, marks: Marks, exits: list[float]) -> None:
     from .bare import BareMachine  # noqa: PLC0415  numba takes a second to load
 
     machine = BareMachine(find_image("bench")[1], memory, append, marks)
     machine.run()
-    exits.append(machine.time_exits(count))
+    exits += [machine.time_exits(BARE_EXITS) for _ in range(QUICK_ROUNDS)]
     machine.close()
 
 
@@ -83,7 +86,7 @@ def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     exits: list[float] = []
     for _ in range(repeat):
         bare = _append(loops, size, quick, bare=True)
-        _run_bare(memory, bare, marks[BARE], exits, BARE_EXITS // 20 if quick else BARE_EXITS)
+        _run_bare(memory, bare, marks[BARE], exits)
         append = _append(loops, size, quick, bare=False)
         _run_shadow(memory, append, marks[PLAIN], icount=False)
         _run_shadow(memory, append, marks[COUNTED], icount=True)

@@ -9,7 +9,7 @@ MARK_END = 0xFF
 
 
 class Marks:
-    """A port device that takes the time. `rounds[letter]`: seconds of each round of that loop."""
+    """A port device that takes the time. `rounds[letter]`: CPU seconds of each round of that loop."""
 
     def __init__(self) -> None:
         self.rounds: dict[str, list[float]] = {}
@@ -22,11 +22,11 @@ class Marks:
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """A round begins, or the last one has ended."""
-        now = time.perf_counter()
+        now = time.thread_time()
         if self._loop:
             self.rounds.setdefault(self._loop, []).append(now - self._began)
         self._loop = "" if value == MARK_END else chr(value)
-        self._began = time.perf_counter()
+        self._began = time.thread_time()
 
     def best(self, loop: str) -> float:
         """Seconds of the fastest round."""
