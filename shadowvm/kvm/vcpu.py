@@ -1,7 +1,7 @@
-"""A virtual CPU: one loop around the engine, one switch over exit reasons (vcpu_enter_guest and handle_exit).
+"""A virtual CPU: its state and one loop around the engine (vcpu_enter_guest of x86.c).
 
 A host thread calls run(); it returns when user space must act: the guest halted, shut down, hit the instruction
-limit, or the host failed. Everything else is handled here and the guest goes on.
+limit, or the host failed. Everything else is handled (handle_exit.py) and the guest goes on.
 """
 
 from __future__ import annotations
@@ -9,31 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, Gfn, Gva, Hva
-from ..cpu.engine import CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT, VECTORING
-from ..errors import ModelBug
-from ..events import kvm_cr, kvm_entry, kvm_exit, kvm_inj_exception, kvm_page_fault, kvm_userspace_exit
+from ..addr import Gfn, Hva
+from ..cpu.engine import CpuExit, Event
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT
+from ..events import kvm_entry, kvm_exit, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
-from ..x86 import (
-    GP_VECTOR,
-    PF_VECTOR,
-    PFERR_FETCH,
-    PFERR_PRESENT,
-    PFERR_USER,
-    PFERR_WRITE,
-)
-from .emulate import emulate_write
-from .exception import merge_events
+from ..x86 import PFERR_FETCH, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
 from .exit import ExitReason, KvmRun
+from .handle_exit import handle_exit
 from .memslot import MemSlot
 from .mmu.guest_walker import GuestWalker
-from .mmu.page_fault import KvmPageFault, kvm_mmu_page_fault
-from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
-from .mmu.pte_write import kvm_mmu_unprotect_gfn
-from .mmu.role import kvm_calc_cpu_role
-from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots, kvm_mmu_load
-from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
+from .mmu.page_fault import KvmPageFault
+from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
+from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
 from .stats import VcpuStat
 from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
 
@@ -57,7 +45,6 @@ _VMX_EXIT_REASONS = {
 """Exits as the kvm_exit tracepoint names them on VMX without EPT."""
 
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
-_GO_ON = (RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_RETRY)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 
 
@@ -202,134 +189,3 @@ def _follow_native_root_switch(vcpu: Vcpu) -> None:
     vcpu.root = find_root(vcpu, vcpu.engine.box[ROOT])
     vcpu.cr3 = vcpu.engine.box[KEY_CR3]
     vcpu.root_gfn = root_gfn(vcpu.mode, vcpu.cr3)
-
-
-def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
-    """The CPU's walker failed: an spte is missing or narrow, or the guest's own tables say no."""
-    engine = vcpu.engine
-    box = engine.box
-    gva = Gva(box[EXIT_VA])
-    error_code = vcpu.pferr()
-    vcpu.smap_active = box[EXIT_SMAP] != 0
-    interrupted = engine.vectoring() if box[VECTORING] else None
-    if kvm_page_fault.on:
-        kvm_page_fault(vcpu.id, engine.rip, gva, error_code)
-    ret = kvm_mmu_page_fault(vcpu, gva, error_code)
-    if ret is RET_PF_FIXED and interrupted is None:
-        return None
-    if ret is RET_PF_WRITE_PROTECTED:
-        if interrupted is None:
-            return _emulate(vcpu, gva)
-        kvm_mmu_unprotect_gfn(vcpu.kvm, vcpu.walker.gfn)
-        ret = RET_PF_RETRY
-    if ret is RET_PF_GUEST:
-        return inject_page_fault(vcpu, gva, interrupted)
-    if interrupted is not None:
-        engine.requeue(interrupted)
-    if ret in _GO_ON:
-        return None
-    return page_fault_failed(vcpu, gva, ret)
-
-
-def _emulate(vcpu: Vcpu, gva: Gva) -> KvmRun | None:
-    """The instruction at RIP stores to a tracked page; run it under supervision, then handle how that ended."""
-    ret, reason = emulate_write(vcpu, gva)
-    if ret == RetPf.CONTINUE:
-        return None if reason == CpuExit.QUANTUM else handle_exit(vcpu, reason)
-    gva = Gva(vcpu.engine.box[EXIT_VA])
-    return inject_page_fault(vcpu, gva, None) if ret == RetPf.GUEST else page_fault_failed(vcpu, gva, ret)
-
-
-def handle_exit(vcpu: Vcpu, reason: int) -> KvmRun | None:
-    """The one switch over exit reasons."""
-    handler = _EXIT_HANDLERS.get(reason)
-    if handler is None:
-        raise ModelBug(f"unknown exit {reason}")
-    return handler(vcpu)
-
-
-def page_fault_failed(vcpu: Vcpu, gva: Gva, ret: RetPf) -> KvmRun:
-    """A fault that neither the guest nor the MMU can go on from."""
-    where = f"rip {vcpu.engine.rip:#x} accesses gva {gva:#x}, gpa {vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF:#x}"
-    if ret == RetPf.INVALID:
-        return KvmRun(ExitReason.MMIO, f"{where}: no memory there")
-    return KvmRun(ExitReason.INTERNAL_ERROR, f"{where}: {ret.name}", ret)
-
-
-def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
-    """The guest's tables refuse: its own #PF handler is to run (kvm_inject_page_fault)."""
-    vcpu.stat.pf_guest += 1
-    return inject(vcpu, interrupted, Event(EventKind.EXCEPTION, PF_VECTOR, vcpu.walker.error_code, gva))
-
-
-def inject(vcpu: Vcpu, interrupted: Event | None, event: Event) -> KvmRun | None:
-    """Queue `event`, or what it becomes on top of a delivery that it interrupted."""
-    merged = merge_events(interrupted, event)
-    if merged is None:
-        return _exit_shutdown(vcpu)
-    vcpu.event = merged
-    if kvm_inj_exception.on:
-        kvm_inj_exception(merged.vector, merged.error_code or 0, "")
-    return None
-
-
-def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
-    """CR3, CR0, CR4 or EFER changed to something that no cached root was built for."""
-    engine = vcpu.engine
-    interrupted = engine.vectoring()
-    if interrupted is not None:
-        engine.requeue(interrupted)
-    cr0, cr3, cr4, efer = engine.cr0, engine.cr3, engine.cr4, engine.efer
-    if kvm_cr.on:
-        kvm_cr(3, cr3)
-    mode = paging_mode(cr0, cr4, efer)
-    if mode is not PagingMode.PT64:
-        text = f"paging mode cr0={cr0:#x} cr4={cr4:#x} efer={efer:#x} is not supported: only 4-level paging is"
-        return KvmRun(ExitReason.INTERNAL_ERROR, text)
-    role = kvm_calc_cpu_role(cr0, cr4, efer)
-    if role != vcpu.cpu_role or mode != vcpu.mode:
-        kvm_mmu_free_roots(vcpu)
-    vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = cr0, cr3, cr4, efer
-    vcpu.mode, vcpu.levels, vcpu.cpu_role = mode, TRAITS[mode].levels, role
-    vcpu.rsvd_bits, vcpu.root_gfn = rsvd_bits(mode, efer), root_gfn(mode, cr3)
-    ret = kvm_mmu_load(vcpu)
-    return None if ret == RetPf.CONTINUE else KvmRun(ExitReason.INTERNAL_ERROR, f"cr3 {cr3:#x}: {ret.name}", ret)
-
-
-def _exit_non_canonical(vcpu: Vcpu) -> KvmRun | None:
-    interrupted = vcpu.engine.vectoring()
-    return inject(vcpu, interrupted, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
-
-
-def _exit_quantum(vcpu: Vcpu) -> KvmRun | None:
-    return vcpu.end_of_quantum()
-
-
-def _exit_hlt(vcpu: Vcpu) -> KvmRun:
-    vcpu.stat.halt_exits += 1
-    return KvmRun(ExitReason.HLT, f"hlt at rip {vcpu.engine.rip - 1:#x}, and nothing can wake the guest")
-
-
-def _exit_shutdown(vcpu: Vcpu) -> KvmRun:
-    return KvmRun(ExitReason.SHUTDOWN, f"at rip {vcpu.engine.rip:#x}, cr2 {vcpu.engine.cr2:#x}")
-
-
-def _exit_stopped(vcpu: Vcpu) -> KvmRun:
-    vcpu.stat.io_exits += 1
-    return KvmRun(ExitReason.SYSTEM_EVENT)
-
-
-def _exit_unsupported(vcpu: Vcpu) -> KvmRun:
-    return KvmRun(ExitReason.INTERNAL_ERROR, f"at rip {vcpu.engine.rip:#x}: {vcpu.engine.error}")
-
-
-_EXIT_HANDLERS: dict[int, Callable[[Vcpu], KvmRun | None]] = {
-    CpuExit.WALK_FAULT: handle_page_fault,
-    CpuExit.QUANTUM: _exit_quantum,
-    CpuExit.CR_ACCESS: _exit_cr_access,
-    CpuExit.NON_CANONICAL: _exit_non_canonical,
-    CpuExit.HLT: _exit_hlt,
-    CpuExit.SHUTDOWN: _exit_shutdown,
-    CpuExit.STOPPED: _exit_stopped,
-    CpuExit.UNSUPPORTED: _exit_unsupported,
-}
