@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 QUANTUM = 1_000_000
 """Guest instructions between two looks at the limit, at signals and at other tasks."""
 
-_VMX_EXIT_REASONS = {
+_VMX_EXIT_REASONS: dict[int, str] = {
     CpuExit.QUANTUM: "PREEMPTION_TIMER",
     CpuExit.WALK_FAULT: "EXCEPTION_NMI",
     CpuExit.CR_ACCESS: "CR_ACCESS",
