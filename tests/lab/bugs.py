@@ -146,8 +146,12 @@ NOTIFIER_BUGS = [
         ],
         TOUCH_PREEMPTED,
     ),
-    Bug("range one short", "I3 I14", [(memslot.MemSlots.gfn_ranges, "slot.end_gfn)\n", "slot.end_gfn) - 1\n")]),
-    Bug("range begins one late", "I3 I14", [(memslot.MemSlots.gfn_ranges, "slot.base_gfn)\n", "slot.base_gfn) + 1\n")]),
+    Bug("range one short", "I3 I14", [(memslot.MemSlots.gfn_ranges, "(slot, first, last)", "(slot, first, last - 1)")]),
+    Bug(
+        "range begins one late",
+        "I3 I14",
+        [(memslot.MemSlots.gfn_ranges, "(slot, first, last)", "(slot, first + 1, last)")],
+    ),
     Bug(
         "zap hits the neighbour",
         "I3",
