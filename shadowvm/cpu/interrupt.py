@@ -8,6 +8,7 @@ from . import mailbox as mb
 from .engine import Event, EventKind
 
 CONTRIBUTORY = frozenset((x86.DE_VECTOR, x86.TS_VECTOR, x86.NP_VECTOR, x86.SS_VECTOR, x86.GP_VECTOR))
+EXCEPTION = EventKind.EXCEPTION
 HAS_ERROR_CODE = frozenset((x86.DF_VECTOR, 10, 11, 12, 13, x86.PF_VECTOR, x86.AC_VECTOR))
 
 
@@ -17,14 +18,15 @@ def queue(box: memoryview[int], event: Event) -> None:
     Raises:
         ModelBug: the slot is taken, or the error code does not fit the vector.
     """
-    if event.kind is EventKind.EXCEPTION and (event.vector in HAS_ERROR_CODE) != (event.error_code is not None):
-        raise ModelBug(f"vector {event.vector} with error code {event.error_code}")
+    kind, vector, error_code, _, next_rip = event
+    if kind is EXCEPTION and (vector in HAS_ERROR_CODE) != (error_code is not None):
+        raise ModelBug(f"vector {vector} with error code {error_code}")
     if box[mb.EVENT_KIND]:
-        raise ModelBug(f"event {event.vector} queued over event {box[mb.EVENT_VECTOR]}")
-    box[mb.EVENT_VECTOR] = event.vector
-    box[mb.EVENT_ERROR] = event.error_code or 0
-    box[mb.EVENT_NEXT_RIP] = event.next_rip
-    box[mb.EVENT_KIND] = event.kind
+        raise ModelBug(f"event {vector} queued over event {box[mb.EVENT_VECTOR]}")
+    box[mb.EVENT_VECTOR] = vector
+    box[mb.EVENT_ERROR] = error_code or 0
+    box[mb.EVENT_NEXT_RIP] = next_rip
+    box[mb.EVENT_KIND] = kind
 
 
 def vectored(box: memoryview[int]) -> Event | None:
