@@ -27,6 +27,7 @@ from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS,
 if TYPE_CHECKING:
     from .vcpu import Vcpu
 
+_EXCEPTION = EventKind.EXCEPTION
 _GO_ON = (RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_RETRY)
 
 
@@ -85,12 +86,12 @@ def page_fault_failed(vcpu: Vcpu, gva: Gva, ret: RetPf) -> KvmRun:
 def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
     """The guest's tables refuse: its own #PF handler is to run (kvm_inject_page_fault)."""
     vcpu.stat.pf_guest += 1
-    return inject(vcpu, interrupted, Event(EventKind.EXCEPTION, PF_VECTOR, vcpu.walker.error_code, gva))
+    return inject(vcpu, interrupted, Event(_EXCEPTION, PF_VECTOR, vcpu.walker.error_code, gva))
 
 
 def inject(vcpu: Vcpu, interrupted: Event | None, event: Event) -> KvmRun | None:
     """Queue `event`, or what it becomes on top of a delivery that it interrupted."""
-    merged = merge_events(interrupted, event)
+    merged = event if interrupted is None else merge_events(interrupted, event)
     if merged is None:
         return _exit_shutdown(vcpu)
     vcpu.event = merged

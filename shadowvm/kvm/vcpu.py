@@ -78,6 +78,7 @@ class Vcpu:
         "root_gfn",
         "roots",
         "rsvd_bits",
+        "sched",
         "slot",
         "smap_active",
         "stat",
@@ -86,6 +87,7 @@ class Vcpu:
 
     def __init__(self, kvm: Kvm, engine: UnicornEngine, *, limit: int = 0) -> None:
         self.kvm = kvm
+        self.sched = kvm.mm.host.sched
         self.id = len(kvm.vcpus)
         self.engine = engine
         self.stat = VcpuStat()
@@ -163,7 +165,7 @@ class Vcpu:
 
 def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     """One entry and the handling of its exit; None to go on."""
-    sched = vcpu.kvm.mm.host.sched
+    sched = vcpu.sched
     if sched.need_resched:
         sched.cond_resched()
     if vcpu.requests:
