@@ -15,13 +15,16 @@ else:
 
 
 class Guest(NamedTuple):
-    """One bundled guest. `touches` is what it touches by default, as a size; `parameters` go into -append."""
+    """One bundled guest. `touches` is what it touches by default, as a size; `parameters` go into -append; `boot` is
+    how it starts, "long-mode" or "multiboot".
+    """
 
     name: str
     description: str
     touches: str
     parameters: dict[str, dict[str, Any]]
     image: str
+    boot: str
 
 
 def guests_directory() -> Path:
@@ -57,4 +60,5 @@ def _read(manifest: Path) -> Guest:
         values = tomllib.load(file)
     name = values["name"]
     image = manifest.parent / f"{name}.elf"
-    return Guest(name, values["description"], values["touches"], values.get("parameters", {}), str(image))
+    boot = values.get("boot", "long-mode")
+    return Guest(name, values["description"], values["touches"], values.get("parameters", {}), str(image), boot)
