@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from shadowvm.machine import Machine
+
 MARK_PORT = 0x80
 MARK_END = 0xFF
 
@@ -31,3 +33,20 @@ class Marks:
     def best(self, loop: str) -> float:
         """Seconds of the fastest round."""
         return min(self.rounds[loop])
+
+
+class StopMarks(Marks):
+    """Marks that also stop the guest, so that something can be done to the host before a round."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._stop = machine.vcpu.engine.request_stop
+
+    def port_write(self, port: int, size: int, value: int) -> None:
+        """Take the time, then stop."""
+        super().port_write(port, size, value)
+        self._stop()
+
+    def resume(self) -> None:
+        """The guest goes on now."""
+        self._began = time.thread_time()

@@ -1,13 +1,10 @@
-"""What a fault, a page through swap and a big guest cost, against the real kernel under this process."""
+"""What an spte fault and a big guest cost, against the real kernel under this process."""
 
 from __future__ import annotations
 
 import mmap
-import os
-import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +20,12 @@ from shadowvm.mm.mmu_notifier import (
 )
 from shadowvm.mm.rmap import CLEAR
 
-from .marks import MARK_PORT, Marks
+from .marks import MARK_PORT, StopMarks
 from .table import Row
 
-NAMES = ("spte-fault", "fault-1g", "swap", "resident")
-FAULT_GOAL, SWAP_GOAL, FLAT_GOAL = 4, 5, 1.2
+NAMES = ("spte-fault", "fault-1g", "resident")
+FAULT_GOAL, FLAT_GOAL = 4, 1.2
 KERNEL_FAULT_PAGES = 8192
-BATCH = 32
 ROOT = Path(__file__).resolve().parents[2]
 RUN_AND_REPORT = """
 import sys
@@ -39,23 +35,6 @@ peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM
 print("peak", peak.split()[1])
 sys.exit(status)
 """
-
-
-class StopMarks(Marks):
-    """Marks that also stop the guest, so that something can be done to the host before a round."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__()
-        self._stop = machine.vcpu.engine.request_stop
-
-    def port_write(self, port: int, size: int, value: int) -> None:
-        """Take the time, then stop."""
-        super().port_write(port, size, value)
-        self._stop()
-
-    def resume(self) -> None:
-        """The guest goes on now."""
-        self._began = time.thread_time()
 
 
 class Difference:
@@ -155,51 +134,6 @@ def _fault_rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
         yield Row("fault-1g", "the same at -m 64M", "us/fault", small.cost.us, big.cost.us, FLAT_GOAL, note)
 
 
-def raw_io(pages: int) -> float:
-    """Seconds to write a page to a file and read it back: 32 pages a call, from all over memory as in reclaim."""
-    memory = memoryview(bytearray(pages * PAGE_SIZE))
-    order = list(range(0, pages * PAGE_SIZE, PAGE_SIZE))
-    random.Random(1).shuffle(order)
-    frames = [memory[at : at + PAGE_SIZE] for at in order]
-    times = []
-    with tempfile.TemporaryFile() as file:
-        for call in (os.pwritev, os.pwritev, os.preadv):
-            began = time.thread_time()
-            for first in range(0, pages, BATCH):
-                call(file.fileno(), frames[first : first + BATCH], first * PAGE_SIZE)
-            times.append(time.thread_time() - began)
-    return (times[1] + times[2]) / pages
-
-
-def _swap_once(size: int, host_memory: int) -> float:
-    """Seconds per page of the guest's rounds through more memory than there is: each page goes out and comes in."""
-    append = f"size={size} rounds=4 touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0"
-    name, image = find_image("bench")
-    config = MachineConfig(image, name, memory=2 * size, host_memory=host_memory, append=append)
-    machine = Machine(config, lambda byte: None)
-    marks = StopMarks(machine)
-    machine.bus.register(marks, MARK_PORT, 1)
-    machine.run()
-    vmstat, costs = machine.host.vmstat, []
-    for _ in range(4):
-        pages = vmstat.pswpin + vmstat.pswpout
-        marks.resume()
-        machine.run()
-        costs.append(marks.rounds["t"][-1] / ((vmstat.pswpin + vmstat.pswpout - pages) / 2))
-    assert machine.run().status == 0
-    machine.close()
-    return min(costs)
-
-
-def _swap_row(repeat: int, quick: bool) -> Row:
-    size, host_memory = (8 * MIB, 4 * MIB) if quick else (16 * MIB, 8 * MIB)
-    raw, ours = [], []
-    for _ in range(repeat):
-        raw.append(raw_io(size // PAGE_SIZE))
-        ours.append(_swap_once(size, host_memory))
-    return Row("swap", "raw file I/O", "us/page", min(raw) * 1e6, min(ours) * 1e6, SWAP_GOAL)
-
-
 def _resident_row(quick: bool) -> Row:
     """Peak resident set of a process whose guest touches far more than the host has; the rest is the constant."""
     memory, size, host = ("64M", "48M", 16) if quick else ("1G", "900M", 64)
@@ -214,7 +148,5 @@ def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     """The rows among `names`."""
     if names & {"spte-fault", "fault-1g"}:
         yield from _fault_rows(names, repeat, quick)
-    if "swap" in names:
-        yield _swap_row(repeat, quick)
     if "resident" in names:
         yield _resident_row(quick)
