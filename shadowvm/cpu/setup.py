@@ -31,6 +31,7 @@ from .library import (
     UC_X86_INS_RDTSC,
     UC_X86_INS_RDTSCP,
     UC_X86_INS_SYSCALL,
+    UC_X86_INS_SYSENTER,
     Library,
 )
 
@@ -52,6 +53,7 @@ HOOKS = (
     (UC_HOOK_INTR, "exception", 0),
     (UC_HOOK_INSN_INVALID, "invalid", 0),
     (UC_HOOK_INSN, "syscall", UC_X86_INS_SYSCALL),
+    (UC_HOOK_INSN, "undefined", UC_X86_INS_SYSENTER),
     (UC_HOOK_INSN, "rdtsc", UC_X86_INS_RDTSC),
     (UC_HOOK_INSN, "rdtscp", UC_X86_INS_RDTSCP),
     (UC_HOOK_INSN, "port_in", UC_X86_INS_IN),

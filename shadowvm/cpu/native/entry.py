@@ -7,7 +7,7 @@ from numba import cfunc, types
 
 from .. import layout as lay
 from .blocks import on_block, on_block_slow, on_rdtsc
-from .interrupt import on_exception, on_interrupt, on_syscall
+from .interrupt import on_exception, on_interrupt, on_syscall, on_undefined
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
 from .walker import on_fill, walk
@@ -43,6 +43,11 @@ def invalid(uc, box):
 @callback(void, i64, i64)
 def syscall(uc, box):
     on_syscall(box)
+
+
+@callback(void, i64, i64)
+def undefined(uc, box):
+    on_undefined(box)
 
 
 @callback(void, i64, i64, u32, i64)
@@ -93,6 +98,7 @@ CALLBACKS = {
         exception,
         invalid,
         syscall,
+        undefined,
         block,
         block_slow,
         rdtsc,

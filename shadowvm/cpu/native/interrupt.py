@@ -179,6 +179,12 @@ def on_syscall(box):
 
 
 @inline
+def on_undefined(box):
+    """SYSENTER, which Unicorn would pass over as if it were a NOP: #UD, as on an AMD CPU in long mode."""
+    call4(get(box, mb.FN_RAISE), get_env(box), x86.UD_VECTOR, 0, 0)
+
+
+@inline
 def set_flat(env, segment, selector, flags):
     at = env + lay.ENV_SEGS + lay.SEG_SIZE * segment
     st32(at, selector)
