@@ -11,7 +11,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from ..addr import Pfn
+from ..addr import Hpa, Pfn
 from ..errors import ShadowvmError
 
 Access = int
@@ -51,6 +51,8 @@ class WalkFault(IntEnum):
     SMAP = 5
     BAD_FRAME = 6
     """A table entry names a frame that host RAM does not have: the tables are broken."""
+    PK = 7
+    """Refused by the protection key of the leaf and PKRU."""
 
 
 class EventKind(IntEnum):
@@ -96,8 +98,8 @@ class Engine(Protocol):
     def step(self) -> int:
         """Execute one instruction (one iteration of a rep); QUANTUM if it retired, else the exit."""
 
-    def load_root(self, root: int, cr3: int, cr0: int, cr4: int, efer: int) -> None:
-        """Make the table at hpa `root` current for these control registers."""
+    def load_root(self, root: Hpa, cr3: int, cr0: int, cr4: int, efer: int, level: int = 4) -> None:
+        """Make the table of `level` levels at hpa `root` current for these control registers."""
 
     def flush_tlb(self) -> None: ...
 

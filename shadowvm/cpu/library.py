@@ -58,6 +58,9 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cpu_x86_update_cr0": (None, [u64, u32]),
     "cpu_x86_update_cr3": (None, [u64, u64]),
     "cpu_x86_update_cr4": (None, [u64, u32]),
+    "cpu_x86_update_dr7": (None, [u64, u32]),
+    "helper_fninit": (None, [u64]),
+    "helper_ldmxcsr": (None, [u64, u32]),
     "cpu_x86_cpuid": (None, [u64, u32, u32, ptr, ptr, ptr, ptr]),
 }
 

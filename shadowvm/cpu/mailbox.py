@@ -48,6 +48,10 @@ EXIT_WHY = _next()
 
 # Paging.
 ROOT = _next()
+ROOT_LEVEL = _next()
+"""Levels from ROOT down: 3, 4 or 5."""
+CHECKS = _next()
+"""CR4 bits SMEP, SMAP, PKE where they are in force: those of the key, if it has paging."""
 KEY_CR0 = _next()
 KEY_CR3 = _next()
 KEY_CR4 = _next()

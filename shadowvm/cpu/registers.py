@@ -1,42 +1,59 @@
-"""Registers: plain words of env, and those with more to them (flags, control registers, segments, long mode)."""
+"""Registers: plain words of env, and those with more to them (flags, control and debug registers, segments, MSRs)."""
 
 from __future__ import annotations
 
 import ctypes
-import struct
 
 from .. import x86
 from ..addr import Gva
 from . import layout as lay
+from . import segments as seg
 from .library import Library
+from .segments import Segment, TableRegister
 
-CODE64_FLAGS = 0x00AF_9B00
-DATA_FLAGS = 0x00CF_9300
-TSS_FLAGS = 0x0000_8B00
-LDT_FLAGS = 0x0000_8200
 LONG_MODE_CR0 = x86.CR0_PG | x86.CR0_WP | x86.CR0_PE | 0x32
 """PG, WP, NE, ET, MP, PE."""
 LONG_MODE_CR4 = x86.CR4_PAE | x86.CR4_PGE | 0x600
 """PAE, PGE, OSFXSR, OSXMMEXCPT."""
 LONG_MODE_EFER = x86.EFER_SCE | x86.EFER_LME | x86.EFER_LMA | x86.EFER_NX
-SEGMENT = struct.Struct("<IxxxxQII")
+FLAT_LIMIT = 0xFFFF_FFFF
 RFLAGS_FIXED = 2
 MASK64 = (1 << 64) - 1
 RIP = lay.ENV_EIP // 8
 EFER = lay.ENV_EFER // 8
 CR0, CR2, CR3, CR4 = (lay.ENV_CR // 8 + i for i in (0, 2, 3, 4))
 HFLAGS = lay.ENV_HFLAGS // 8
-DR6 = lay.ENV_DR // 8 + 6
+DR = lay.ENV_DR // 8
+DR6, DR7 = DR + 6, DR + 7
+CR0_CACHE_BITS = 0x6000_0000
+"""CD and NW."""
+DR7_ENABLE_BITS = 0xFF
+PKRU_RESET = 0
+MXCSR_RESET = 0x1F80
+
+MSR_OFFSETS = {
+    0x174: lay.ENV_SYSENTER_CS,
+    0x175: lay.ENV_SYSENTER_ESP,
+    0x176: lay.ENV_SYSENTER_EIP,
+    0x1A0: lay.ENV_MISC_ENABLE,
+    0x277: lay.ENV_PAT,
+    0xC000_0081: lay.ENV_STAR,
+    0xC000_0082: lay.ENV_LSTAR,
+    0xC000_0083: lay.ENV_CSTAR,
+    0xC000_0084: lay.ENV_FMASK,
+    0xC000_0100: seg.offset_of(seg.FS) + lay.SEG_BASE,
+    0xC000_0101: seg.offset_of(seg.GS) + lay.SEG_BASE,
+    0xC000_0102: lay.ENV_KERNEL_GS_BASE,
+    0xC000_0103: lay.ENV_TSC_AUX,
+}
+"""The MSRs that Unicorn itself keeps, and where in env."""
+EFER_INDEX, SYSENTER_CS_INDEX = 0xC000_0080, 0x174
+MSR_RESET = {**dict.fromkeys(MSR_OFFSETS, 0), 0x277: 0x0007_0406_0007_0406, 0x1A0: 1}
 
 
 def words(address: int, size: int) -> memoryview[int]:
     """Memory of this process as unsigned 64-bit words."""
     return memoryview((ctypes.c_char * size).from_address(address)).cast("B").cast("Q")
-
-
-def write_segment(env: int, offset: int, selector: int, base: int, limit: int, flags: int) -> None:
-    """A SegmentCache of env; `flags` is the descriptor's second doubleword."""
-    ctypes.memmove(env + offset, SEGMENT.pack(selector, base, limit, flags), SEGMENT.size)
 
 
 def read_flags(lib: Library, env: int) -> int:
@@ -55,6 +72,15 @@ def write_efer(lib: Library, env: int, value: int) -> None:
     lib.x86_update_hflags(env)
 
 
+def write_flat_segments(env: int, code_flags: int) -> None:
+    """CS 0x08 and data segments 0x10 over all addresses, no TSS, no LDT. The caller updates the derived state."""
+    seg.write(env, seg.offset_of(seg.CS), Segment(0x08, 0, FLAT_LIMIT, code_flags))
+    for i in (seg.ES, seg.SS, seg.DS, seg.FS, seg.GS):
+        seg.write(env, seg.offset_of(i), Segment(0x10, 0, FLAT_LIMIT, seg.DATA_FLAGS))
+    seg.write(env, lay.ENV_TR, Segment(0, 0, 0, seg.TSS_FLAGS))
+    seg.write(env, lay.ENV_LDT, Segment(0, 0, 0, seg.LDT_FLAGS))
+
+
 def enter_long_mode(
     lib: Library,
     env: int,
@@ -70,13 +96,9 @@ def enter_long_mode(
     lib.cpu_x86_update_cr4(env, cr4)
     lib.cpu_x86_update_cr3(env, cr3)
     lib.cpu_x86_update_cr0(env, cr0)
-    write_segment(env, lay.ENV_SEGS + lay.SEG_SIZE * lay.CS, 0x08, 0, 0xFFFF_FFFF, CODE64_FLAGS)
-    for segment in (lay.ES, lay.SS, lay.DS, lay.FS, lay.GS):
-        write_segment(env, lay.ENV_SEGS + lay.SEG_SIZE * segment, 0x10, 0, 0xFFFF_FFFF, DATA_FLAGS)
-    write_segment(env, lay.ENV_TR, 0, 0, 0, TSS_FLAGS)
-    write_segment(env, lay.ENV_LDT, 0, 0, 0, LDT_FLAGS)
-    write_segment(env, lay.ENV_GDT, 0, gdt[0], gdt[1], 0)
-    write_segment(env, lay.ENV_IDT, 0, idt[0], idt[1], 0)
+    write_flat_segments(env, seg.CODE64_FLAGS)
+    seg.write(env, lay.ENV_GDT, Segment(0, *gdt, 0))
+    seg.write(env, lay.ENV_IDT, Segment(0, *idt, 0))
     write_efer(lib, env, efer)
     write_flags(lib, env, RFLAGS_FIXED)
     ctypes.c_uint64.from_address(env + lay.ENV_EIP).value = entry
@@ -157,3 +179,110 @@ class Registers:
     def cpl(self) -> int:
         """Current privilege level."""
         return self.env[HFLAGS] & lay.HF_CPL_MASK
+
+    def segment(self, i: int) -> Segment:
+        """Segment register `i`: es cs ss ds fs gs."""
+        return seg.read(self._env_address, seg.offset_of(i))
+
+    def set_segment(self, i: int, segment: Segment) -> None:
+        """Load a segment register with its cached descriptor; the SS descriptor's DPL is the CPL."""
+        self._set_cache(seg.offset_of(i), segment)
+
+    def set_flat_segments(self, code_flags: int) -> None:
+        """See write_flat_segments."""
+        write_flat_segments(self._env_address, code_flags)
+        self._lib.x86_update_hflags(self._env_address)
+
+    def _set_cache(self, offset: int, segment: Segment) -> None:
+        seg.write(self._env_address, offset, segment)
+        self._lib.x86_update_hflags(self._env_address)
+
+    @property
+    def tr(self) -> Segment:
+        return seg.read(self._env_address, lay.ENV_TR)
+
+    @tr.setter
+    def tr(self, segment: Segment) -> None:
+        self._set_cache(lay.ENV_TR, segment)
+
+    @property
+    def ldtr(self) -> Segment:
+        return seg.read(self._env_address, lay.ENV_LDT)
+
+    @ldtr.setter
+    def ldtr(self, segment: Segment) -> None:
+        self._set_cache(lay.ENV_LDT, segment)
+
+    @property
+    def gdtr(self) -> TableRegister:
+        table = seg.read(self._env_address, lay.ENV_GDT)
+        return TableRegister(table.base, table.limit)
+
+    @gdtr.setter
+    def gdtr(self, table: TableRegister) -> None:
+        self._set_cache(lay.ENV_GDT, Segment(0, table.base, table.limit, 0))
+
+    @property
+    def idtr(self) -> TableRegister:
+        table = seg.read(self._env_address, lay.ENV_IDT)
+        return TableRegister(table.base, table.limit)
+
+    @idtr.setter
+    def idtr(self, table: TableRegister) -> None:
+        self._set_cache(lay.ENV_IDT, Segment(0, table.base, table.limit, 0))
+
+    def dr(self, i: int) -> int:
+        """Debug register 0-3, 6 or 7."""
+        return self.env[DR + i]
+
+    def set_dr(self, i: int, value: int) -> None:
+        """Set a debug register; breakpoints follow."""
+        if i == 6:
+            self.env[DR6] = value
+            return
+        dr7 = value if i == 7 else self.env[DR7]
+        self._lib.cpu_x86_update_dr7(self._env_address, self.env[DR7] & ~DR7_ENABLE_BITS)
+        if i < 4:
+            self.env[DR + i] = value
+        self._lib.cpu_x86_update_dr7(self._env_address, dr7)
+
+    def get_msr(self, index: int) -> int:
+        """An MSR of MSR_OFFSETS, or EFER; KeyError for any other."""
+        if index == EFER_INDEX:
+            return self.efer
+        value = self.env[MSR_OFFSETS[index] // 8]
+        return value & 0xFFFF_FFFF if index == SYSENTER_CS_INDEX else value
+
+    def set_msr(self, index: int, value: int) -> None:
+        """Set an MSR of MSR_OFFSETS, or EFER, without any check; KeyError for any other."""
+        if index == EFER_INDEX:
+            self.efer = value
+        elif index == SYSENTER_CS_INDEX:
+            ctypes.c_uint32.from_address(self._env_address + lay.ENV_SYSENTER_CS).value = value
+        else:
+            self.env[MSR_OFFSETS[index] // 8] = value & MASK64
+
+    @property
+    def pkru(self) -> int:
+        return ctypes.c_uint32.from_address(self._env_address + lay.ENV_PKRU).value
+
+    @pkru.setter
+    def pkru(self, value: int) -> None:
+        """The caller flushes the TLB."""
+        ctypes.c_uint32.from_address(self._env_address + lay.ENV_PKRU).value = value
+
+    @property
+    def xcr0(self) -> int:
+        return self.env[lay.ENV_XCR0 // 8]
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.env[lay.ENV_XCR0 // 8] = value
+
+    def reset_fpu(self) -> None:
+        """x87, SSE and their control words as FNINIT and a reset leave them."""
+        start, end = lay.ENV_XMM_REGS, lay.ENV_XMM_REGS + lay.XMM_SIZE * 32
+        self._lib.helper_fninit(self._env_address)
+        self.env.cast("B")[lay.ENV_FPREGS : lay.ENV_FPREGS + 16 * 8] = bytes(16 * 8)
+        self.env.cast("B")[start:end] = bytes(end - start)
+        self._lib.helper_ldmxcsr(self._env_address, MXCSR_RESET)

@@ -20,7 +20,7 @@ from .. import x86
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva, Hpa, Pfn
 from ..errors import ModelBug
 from ..phys import Ram
-from . import context, registers, roots, selftest
+from . import context, registers, roots, selftest, start
 from . import layout as lay
 from . import mailbox as mb
 from .check import peek
@@ -29,7 +29,8 @@ from .interrupt import queue, vectored
 from .library import CTL_TB_FLUSH, library
 from .native.cache import load as load_native
 from .registers import CR2, DR6, MASK64, RIP, Registers
-from .setup import NATIVE_CALLS, control, hide_features, open_unicorn, patch
+from .segments import TableRegister
+from .setup import NATIVE_CALLS, control, cpuid, hide_features, open_unicorn, patch
 
 RFLAGS_TF = 1 << 8
 # Every exit needs these: one lookup less each.
@@ -106,6 +107,7 @@ class UnicornEngine(Registers):
             (mb.GRANTED, mb.UNLIMITED),
             (mb.SINGLE, MASK64),
             (mb.ROOT, roots.NO_ROOT),
+            (mb.ROOT_LEVEL, 4),
             (mb.KEY_CR3, roots.NO_CR3),
             *roots.KEY_MASKS.items(),
             *((word, self._lib.address(name)) for word, name in NATIVE_CALLS.items()),
@@ -304,9 +306,10 @@ class UnicornEngine(Registers):
 
     # The TLB and the tables it is filled from.
 
-    def load_root(self, root: Hpa, cr3: int, cr0: int, cr4: int, efer: int) -> None:
-        """Make the table at `root` current for these registers. If only CR3 differs, the former root is kept."""
-        roots.load(self.box, root, cr3, cr0, cr4, efer)
+    def load_root(self, root: Hpa, cr3: int, cr0: int, cr4: int, efer: int, level: int = 4) -> None:
+        """Make the table at `root` current for these registers; see roots.py. If only CR3 differs, the former root
+        is kept."""
+        roots.load(self.box, root, cr3, cr0, cr4, efer, level)
 
     def kept_roots(self) -> list[tuple[int, int]]:
         """(cr3, root) of the roots that a CR3 write switches to without an exit, latest first."""
@@ -371,6 +374,27 @@ class UnicornEngine(Registers):
         gdt, idt = (gdt_base, gdt_limit), (Gva(idt_base), idt_limit)
         registers.enter_long_mode(self._lib, self._env_address, entry, cr3, gdt, idt, cr0, cr4, efer)
         self.env[lay.RSP] = rsp
+
+    def init_protected_mode(self, entry: int, eax: int, ebx: int, gdt_base: int = 0, gdt_limit: int = 0) -> None:
+        """32-bit protected mode without paging as a Multiboot loader leaves it: flat segments, interrupts off."""
+        start.protected_mode(self, entry, TableRegister(gdt_base, gdt_limit))
+        self.set_reg(lay.RAX, eax)
+        self.set_reg(lay.RBX, ebx)
+        self._forget_events()
+
+    def init_reset(self, *, warm: bool = False) -> None:
+        """The state after a reset, or after INIT if `warm`: real mode at F000:FFF0 with the CS base 0xffff0000."""
+        signature = cpuid(self._lib, self._env_address, 1, 0)[0]
+        start.reset(self, signature, is_init=warm)
+        self._forget_events()
+
+    def init_sipi(self, vector: int) -> None:
+        """A CPU in the state of INIT starts at `vector` << 12 in real mode."""
+        start.sipi(self, vector)
+
+    def _forget_events(self) -> None:
+        self.box[mb.EVENT_KIND] = self.box[mb.IRQ_PENDING] = self.box[mb.VECTORING] = 0
+        self.flush_tlb()
 
     def save(self) -> bytes:
         """All of the CPU but its memory, TLB and roots."""

@@ -11,6 +11,7 @@ from .engine import FETCH, READ, WRITE, WalkFault
 
 KSMAP, USER, KNOSMAP = range(3)
 """Unicorn's mmu_idx: supervisor with SMAP in force, explicit user access, supervisor without."""
+PAE_LEVEL = 3
 
 
 class Walked(NamedTuple):
@@ -27,27 +28,53 @@ class Refused(NamedTuple):
     why: WalkFault
 
 
-def _why(rights: int, nx: bool, access: int, mmu_idx: int, smep: bool) -> WalkFault | None:
+class Checks(NamedTuple):
+    """What the CPU checks beside the tables; `pkru` is None if protection keys are off."""
+
+    smep: bool = False
+    smap: bool = True
+    pkru: int | None = None
+    wp: bool = True
+
+
+def _why(rights: int, nx: bool, access: int, mmu_idx: int, checks: Checks) -> WalkFault | None:
     if access == FETCH:
         if nx:
             return WalkFault.NX
         if mmu_idx == USER:
             return None if rights & x86.PT_USER else WalkFault.USER
-        return WalkFault.SMEP if smep and rights & x86.PT_USER else None
+        return WalkFault.SMEP if checks.smep and rights & x86.PT_USER else None
     if mmu_idx == USER and not rights & x86.PT_USER:
         return WalkFault.USER
-    if mmu_idx == KSMAP and rights & x86.PT_USER:
+    if mmu_idx == KSMAP and checks.smap and rights & x86.PT_USER:
         return WalkFault.SMAP
     return WalkFault.WRITE if access == WRITE and not rights & x86.PT_WRITABLE else None
 
 
+def _key_allows(entry: int, mmu_idx: int, checks: Checks) -> tuple[bool, bool]:
+    """Whether the protection key of a user page's leaf allows (reads, writes)."""
+    pkru = (checks.pkru or 0) >> 2 * (entry >> 59 & 15)
+    readable = not pkru & 1
+    return readable, readable and not (pkru & 2 and (mmu_idx == USER or checks.wp))
+
+
 def walk(
-    ram: Ram, root: int, va: int, access: int = READ, mmu_idx: int = KNOSMAP, *, smep: bool = False, mark: bool = True
+    ram: Ram,
+    root: int,
+    va: int,
+    access: int = READ,
+    mmu_idx: int = KNOSMAP,
+    *,
+    level: int = 4,
+    checks: Checks = Checks(),  # noqa: B008  immutable
+    mark: bool = True,
 ) -> Walked | Refused:
-    """Walk the 4-level table at hpa `root` for one access; sets A and D bits if `mark` and the walk succeeds."""
+    """Walk the table of `level` levels at hpa `root` for one access; sets A and D bits if `mark` and it succeeds."""
+    if level == PAE_LEVEL:
+        va &= 0xFFFF_FFFF
     table, rights, nx = root >> PAGE_SHIFT, x86.PT_WRITABLE | x86.PT_USER, False
     path: list[int] = []
-    for level in (4, 3, 2, 1):
+    while True:
         if table >= ram.nr_frames:
             return Refused(level, WalkFault.BAD_FRAME)
         at = table * 512 + x86.pt_index(va, level)
@@ -60,9 +87,16 @@ def walk(
         if level == 1 or (level < 4 and entry & x86.PT_PAGE_SIZE):
             break
         table = (entry & x86.PT_ADDR_MASK) >> PAGE_SHIFT
+        level -= 1
     inside = (1 << 9 * (level - 1)) - 1
     pfn = (entry & x86.PT_ADDR_MASK) >> PAGE_SHIFT & ~inside | va >> PAGE_SHIFT & inside
-    why = _why(rights, nx, access, mmu_idx, smep)
+    why = _why(rights, nx, access, mmu_idx, checks)
+    writable = bool(rights & x86.PT_WRITABLE)
+    if rights & x86.PT_USER and access != FETCH:
+        may_read, may_write = _key_allows(entry, mmu_idx, checks)
+        writable &= may_write
+        if not (may_write if access == WRITE else may_read):
+            why = WalkFault.PK
     if why is None and pfn >= ram.nr_frames:
         why = WalkFault.BAD_FRAME
     if why is not None:
@@ -73,4 +107,4 @@ def walk(
         if access == WRITE:
             ram.q[at] |= x86.PT_DIRTY
     dirty = access == WRITE or bool(entry & x86.PT_DIRTY)
-    return Walked(Pfn(pfn), bool(rights & x86.PT_WRITABLE) and dirty)
+    return Walked(Pfn(pfn), writable and dirty)

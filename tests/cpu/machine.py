@@ -9,9 +9,8 @@ from __future__ import annotations
 import struct
 
 from shadowvm.addr import Gva, Hpa, Pfn
-from shadowvm.cpu import layout as lay
 from shadowvm.cpu import mailbox as mb
-from shadowvm.cpu.registers import write_segment
+from shadowvm.cpu.segments import CODE16_FLAGS, CS, Segment, TableRegister
 from shadowvm.cpu.unicorn_engine import UnicornEngine
 from shadowvm.phys import Ram
 from tests.cpu.asm import asm
@@ -20,6 +19,7 @@ P, W, U, A, D, PS, NX = 1, 2, 4, 0x20, 0x40, 0x80, 1 << 63
 CODE, USER_CODE, STACK, USER_STACK, HANDLERS = 0x1000, 0x10000, 0x8000, 0x7000, 0x11000
 GDT, IDT, TSS = 0x2000, 0x3000, 0x4000
 LOW = 1 << 20
+RESET_FRAME = 0x30000
 GDT_ENTRIES = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
 TO_USER = f"push 0x1b\n push {USER_STACK:#x}\n push 0x202\n push 0x23\n push {USER_CODE:#x}\n iretq"
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
@@ -60,9 +60,9 @@ class Machine:
     def write(self, hpa: int, data: bytes) -> None:
         self.ram.b[hpa : hpa + len(data)] = data
 
-    def code(self, at: int, source: str) -> int:
-        """Assemble to host address `at`; the length."""
-        data = asm(source, at)
+    def code(self, at: int, source: str, bits: int = 64, org: int | None = None) -> int:
+        """Assemble to host address `at`, for guest address or offset `org`; the length."""
+        data = asm(source, at if org is None else org, bits)
         self.write(at, data)
         for pfn in range(at >> 12, (at + len(data) >> 12) + 1):
             self.engine.drop_code(Pfn(pfn))
@@ -82,7 +82,7 @@ class Machine:
         """Back to CPL 0 with the machine's tables and no pending event."""
         e = self.engine
         e.init_long_mode(Gva(entry), self.root, Gva(GDT), 55, Gva(STACK), idt_base=Gva(IDT), idt_limit=0xFFF)
-        write_segment(e._env_address, lay.ENV_TR, 0x28, TSS, 0x67, 0x8B00)
+        e.tr = Segment(0x28, TSS, 0x67, 0x8B00)
         self.load()
 
     def load(self) -> None:
@@ -105,3 +105,42 @@ class Machine:
         """(address, access, level) of the last walk fault."""
         box = self.engine.box
         return box[mb.EXIT_VA], box[mb.EXIT_ACCESS], box[mb.EXIT_LEVEL]
+
+
+class FlatMachine(Machine):
+    """A CPU outside of long mode: a root of 3 levels maps the low megabyte 1:1, and 0xfffff000 to RESET_FRAME."""
+
+    def __init__(self, *, counting: bool = True) -> None:
+        super().__init__(counting=counting, tables=False)
+        directory, table, top = self.new_table(), self.new_table(), self.new_table()
+        self.ram.q[self.root >> 3] = directory | P | W | U
+        self.ram.q[directory >> 3] = table | P | W | U
+        for page in range(0, LOW, 4096):
+            self.ram.q[(table + (page >> 9)) >> 3] = page | P | W | U
+        last = self.new_table()
+        self.ram.q[(self.root >> 3) + 3] = top | P | W | U
+        self.ram.q[(top >> 3) + 511] = last | P | W | U
+        self.ram.q[(last >> 3) + 511] = RESET_FRAME | P | W | U
+
+    def load(self) -> None:
+        e = self.engine
+        e.load_root(Hpa(self.root), e.cr3, e.cr0, e.cr4, e.efer, 3)
+        e.flush_tlb()
+
+    def real(self, source: str, at: int = CODE) -> int:
+        """Run 16-bit code at 0:`at` with the stack below it."""
+        self.code(at, source, 16)
+        self.engine.init_reset()
+        self.engine.set_segment(CS, Segment(0, 0, 0xFFFF, CODE16_FLAGS))
+        self.engine.rip, self.engine.env[RSP] = at, at
+        self.load()
+        return self.engine.enter()
+
+    def protected(self, source: str, at: int = CODE) -> int:
+        """Run flat 32-bit code at `at` with the machine's GDT and IDT."""
+        self.code(at, source, 32)
+        self.engine.init_protected_mode(at, 0, 0, GDT, 0x3F)
+        self.engine.idtr = TableRegister(IDT, 0x7FF)
+        self.engine.env[RSP] = STACK
+        self.load()
+        return self.engine.enter()

@@ -8,10 +8,12 @@ import random
 import pytest
 
 from shadowvm.addr import Hpa
+from shadowvm.cpu import layout as lay
 from shadowvm.cpu import mailbox as mb
 from shadowvm.cpu.engine import FETCH, READ, WRITE, CpuExit, WalkFault
-from shadowvm.cpu.walker import KNOSMAP, KSMAP, USER, Refused, Walked, walk
-from shadowvm.x86 import CR4_SMAP, CR4_SMEP
+from shadowvm.cpu.walker import KNOSMAP, KSMAP, USER, Checks, Refused, Walked, walk
+from shadowvm.errors import ModelBug
+from shadowvm.x86 import CR0_PG, CR0_WP, CR4_PKE, CR4_SMAP, CR4_SMEP, EFER_LMA
 from tests.cpu.machine import CODE, LOW, NX, PS, A, D, Machine, P, U, W
 
 ADDR = 0xFFFFFFFFFF000
@@ -41,6 +43,12 @@ def native_walk(machine: Machine, va: int, access: int, mmu_idx: int) -> Walked 
     return Walked(found >> 1, bool(found & 1))
 
 
+def checks_of(cr0: int, cr4: int, pkru: int) -> Checks:
+    if not cr0 & CR0_PG:
+        return Checks(smap=False)
+    return Checks(bool(cr4 & CR4_SMEP), bool(cr4 & CR4_SMAP), pkru if cr4 & CR4_PKE else None, bool(cr0 & CR0_WP))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_native_walk_equals_its_twin_on_random_tables(seed: int) -> None:
     rng = random.Random(seed)
@@ -51,21 +59,23 @@ def test_native_walk_equals_its_twin_on_random_tables(seed: int) -> None:
     seen = set()
     for i in range(20_000):
         if i % 500 == 0:
-            smep = rng.random() < 0.5
-            cr4 = CR4_SMEP if smep else 0
-            engine.load_root(Hpa(rng.randrange(8) << 12), 0, 0, cr4, 0)
+            level, pkru = rng.choice((3, 4, 4, 5)), rng.getrandbits(32) & rng.getrandbits(32)
+            cr0, cr4 = rng.choice((0, CR0_PG, CR0_PG | CR0_WP)), rng.choice((0, CR4_SMEP, CR4_SMAP, CR4_SMEP | CR4_PKE))
+            engine.load_root(Hpa(rng.randrange(8) << 12), 0, cr0, cr4, EFER_LMA, level)
+            checks = checks_of(cr0, cr4, pkru)
+            ctypes.c_uint32.from_address(engine._env_address + lay.ENV_PKRU).value = pkru
             reference[:] = machine.ram.b
-        va = rng.getrandbits(48) - (1 << 47)
+        va = rng.getrandbits(32) if level == 3 else rng.getrandbits(9 * level + 12) - (1 << 9 * level + 11)
         access, mmu_idx = rng.choice((READ, WRITE, FETCH)), rng.choice((KSMAP, USER, KNOSMAP))
         root = engine.box[mb.ROOT]
         before = bytes(machine.ram.b[: 8 << 12])
         native = native_walk(machine, va, access, mmu_idx)
         after = bytes(machine.ram.b[: 8 << 12])
         machine.ram.b[: 8 << 12] = before
-        assert walk(machine.ram, Hpa(root), va, access, mmu_idx, smep=smep) == native
+        assert walk(machine.ram, Hpa(root), va, access, mmu_idx, level=level, checks=checks) == native
         assert bytes(machine.ram.b[: 8 << 12]) == after
         seen.add(native.why if isinstance(native, Refused) else native.writable)
-    assert {True, False, *WalkFault} - seen <= {WalkFault.SMEP}
+    assert not {True, False, *WalkFault} - seen
 
 
 @pytest.mark.parametrize(
@@ -175,3 +185,78 @@ def test_a_block_that_reaches_into_an_absent_page_runs_up_to_it(counting: bool) 
     machine.map(0x201000, 0x31000, P | W | U)
     assert machine.engine.enter() == CpuExit.HLT
     assert machine.reg(1) == 0x1122334455667788
+
+
+def test_five_levels_reach_57_bits() -> None:
+    machine = Machine()
+    top = machine.new_table()
+    machine.ram.q[top >> 3] = machine.root | P | W | U
+    machine.ram.q[(top >> 3) + 3] = machine.root | P | W | U
+    machine.code(CODE, "mov rbx,0x3000000020000\n mov rax,[rbx]\n mov rbx,1<<56\n mov rax,[rbx]")
+    machine.write(0x20000, b"\x55")
+    machine.reset()
+    e = machine.engine
+    e.load_root(Hpa(top), e.cr3, e.cr0, e.cr4, e.efer, 5)
+    assert e.enter() == CpuExit.NON_CANONICAL
+    assert machine.reg(0) == 0x55
+    assert machine.ram.q[(top >> 3) + 3] & A
+
+
+def test_three_levels_take_32_bits_of_an_address() -> None:
+    machine = Machine()
+    top = machine.new_table()
+    directory = machine.ram.q[machine.ram.q[machine.root >> 3] >> 12 << 9] & ADDR
+    machine.ram.q[top >> 3] = machine.ram.q[(top >> 3) + 3] = directory | P | W | U
+    machine.write(0x20000, b"\x66")
+    machine.code(CODE, "mov rbx,0x7c0020000\n mov al,[rbx]\n mov rbx,0x140000000\n mov al,[rbx]")
+    machine.reset()
+    e = machine.engine
+    e.load_root(Hpa(top), e.cr3, e.cr0, e.cr4, e.efer, 3)
+    assert e.enter() == CpuExit.WALK_FAULT
+    assert machine.reg(0) & 0xFF == 0x66
+    assert machine.exit == (0x40000000, READ, 3)
+
+
+def test_a_root_has_3_to_5_levels() -> None:
+    e = Machine().engine
+    with pytest.raises(ModelBug):
+        e.load_root(Hpa(0), 0, 0, 0, 0, 2)
+
+
+def test_without_paging_cr3_is_not_looked_at() -> None:
+    machine = Machine()
+    e = machine.engine
+    e.load_root(Hpa(machine.root), 0, e.cr0 & ~CR0_PG, e.cr4, e.efer, 3)
+    assert (e.box[mb.MASK_CR3], e.box[mb.CHECKS], e.kept_roots()) == (0, 0, [])
+    e.load_root(Hpa(machine.root), 0, e.cr0, e.cr4, e.efer)
+    e.load_root(Hpa(machine.root), 0x1000, e.cr0, e.cr4, e.efer)
+    assert e.kept_roots() == [(0, machine.root)]
+    e.drop_root(0x1000)
+    e.env[lay.ENV_CR // 8 + 3] = 0
+    e.load_root(Hpa(machine.root), 0x1000, e.cr0, e.cr4, e.efer)
+    e.drop_all_roots()
+    machine.code(CODE, "nop")
+    assert e.enter() == CpuExit.CR_ACCESS, "a CR3 of 0 has no root either"
+
+
+@pytest.mark.parametrize(("pkru", "source", "result"), [
+    (0, "mov [0x200000],rax", None),
+    (1 << 10, "mov rax,[0x200000]", WalkFault.PK),
+    (2 << 10, "mov rax,[0x200000]", None),
+    (2 << 10, "mov rax,[0x200000]\n mov [0x200000],rax", WalkFault.PK),
+    (~(3 << 10), "mov [0x200000],rax", None),
+    (3 << 10, "mov eax,0x200000\n call rax", None),
+])  # fmt: skip
+def test_protection_keys_guard_data_of_user_pages(pkru: int, source: str, result: WalkFault | None) -> None:
+    machine = Machine()
+    for page in range(0, LOW, 4096):
+        machine.map(page, page, P | W)
+    machine.map(0x200000, 0x20000, P | W | U | 5 << 59)
+    machine.write(0x20000, b"\xc3")
+    machine.code(CODE, f"xor ecx,ecx\n xor edx,edx\n mov eax,{pkru & 0xFFFFFFFF}\n wrpkru\n {source}\n hlt")
+    machine.reset()
+    machine.engine.cr4 |= CR4_PKE
+    machine.load()
+    code = machine.engine.enter()
+    assert code == (CpuExit.HLT if result is None else CpuExit.WALK_FAULT)
+    assert result is None or machine.engine.box[mb.EXIT_WHY] == result

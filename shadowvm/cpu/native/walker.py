@@ -1,4 +1,4 @@
-"""The CPU's page walker: CPUClass.tlb_fill over 4-level x86 tables in host frames. Its twin is ../walker.py.
+"""The CPU's page walker: CPUClass.tlb_fill over x86 tables of 3 to 5 levels in host frames. Its twin is ../walker.py.
 
 A walk that fails leaves the run with the state of the instruction's start and the reason in the mailbox.
 """
@@ -11,17 +11,20 @@ from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit, WalkFault
 from .blocks import cut, leave, linear_rip, run_again
-from .memory import bump, call1, call3, call6, get, inline, ld8, ld64, put, st8, st32, st64
+from .memory import bump, call1, call3, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
 CR_ACCESS = int(CpuExit.CR_ACCESS)
 NON_CANONICAL = int(CpuExit.NON_CANONICAL)
-NOT_PRESENT, NO_WRITE, NO_USER, NO_EXEC, SMEP, SMAP, BAD_FRAME = (int(why) for why in WalkFault)
+NOT_PRESENT, NO_WRITE, NO_USER, NO_EXEC, SMEP, SMAP, BAD_FRAME, PROTECTION_KEY = (int(why) for why in WalkFault)
 A, D, P, PS = x86.PT_ACCESSED, x86.PT_DIRTY, x86.PT_PRESENT, x86.PT_PAGE_SIZE
 W, U = x86.PT_WRITABLE, x86.PT_USER
 ADDR, PAGE_MASK = x86.PT_ADDR_MASK, -4096
 READ, WRITE, FETCH = 0, 1, 2
-HALF = 1 << 47
+PKRU_AD, PKRU_WD = 1, 2
+HALF4, HALF5 = 1 << 47, 1 << 56
+LOW32 = 0xFFFF_FFFF
+PAE_LEVEL = 3
 
 
 @inline
@@ -30,7 +33,7 @@ def keys_match(box, env):
     cr = env + lay.ENV_CR
     return (
         (ld64(cr) ^ get(box, mb.KEY_CR0)) & get(box, mb.MASK_CR0)
-        | (ld64(cr + 24) ^ get(box, mb.KEY_CR3)) & get(box, mb.MASK_CR3)
+        | (ld64(cr + 24) & get(box, mb.MASK_CR3)) ^ get(box, mb.KEY_CR3)
         | (ld64(cr + 32) ^ get(box, mb.KEY_CR4)) & get(box, mb.MASK_CR4)
         | (ld64(env + lay.ENV_EFER) ^ get(box, mb.KEY_EFER)) & get(box, mb.MASK_EFER)
     ) == 0
@@ -61,12 +64,22 @@ def switch_root(box, env):
 
 
 @inline
+def is_canonical(va, level):
+    """Can an address be translated in long mode with a root of 4 or 5 levels?"""
+    half = HALF4 if level == 4 else HALF5
+    return -half <= va < half
+
+
+@inline
 def translate(box, va):
     """Host physical address of `va` by the current root whatever the rights, or -1. Marks nothing."""
-    if not -HALF <= va < HALF:
+    level = get(box, mb.ROOT_LEVEL)
+    if level == PAE_LEVEL:
+        va &= LOW32
+    elif not is_canonical(va, level):
         return -1
     table = get(box, mb.ROOT) >> 12
-    for level in range(4, 0, -1):
+    while True:
         if table >= get(box, mb.NR_FRAMES):
             return -1
         shift = 3 + 9 * level
@@ -78,7 +91,7 @@ def translate(box, va):
             hpa = (entry & ADDR & ~inside) | (va & inside)
             return hpa if hpa >> 12 < get(box, mb.NR_FRAMES) else -1
         table = (entry & ADDR) >> 12
-    return -1
+        level -= 1
 
 
 @inline
@@ -96,12 +109,22 @@ def why_refused(box, rights, nx, access, idx):
             return NO_EXEC
         if idx == lay.MMU_USER_IDX:
             return -1 if rights & U else NO_USER
-        return SMEP if rights & U and get(box, mb.KEY_CR4) & x86.CR4_SMEP else -1
+        return SMEP if rights & U and get(box, mb.CHECKS) & x86.CR4_SMEP else -1
     if idx == lay.MMU_USER_IDX and not rights & U:
         return NO_USER
-    if idx == lay.MMU_KSMAP_IDX and rights & U:
+    if idx == lay.MMU_KSMAP_IDX and rights & U and get(box, mb.CHECKS) & x86.CR4_SMAP:
         return SMAP
     return NO_WRITE if access == WRITE and not rights & W else -1
+
+
+@inline
+def key_rights(box, entry, idx):
+    """What the protection key of a leaf allows of data accesses: P any, W stores (SDM vol. 3, 4.6.2)."""
+    pkru = ld32(get_env(box) + lay.ENV_PKRU) >> (entry >> 59 & 15) * 2
+    if pkru & PKRU_AD:
+        return 0
+    is_checked = idx == lay.MMU_USER_IDX or get(box, mb.KEY_CR0) & x86.CR0_WP
+    return P if pkru & PKRU_WD and is_checked else P | W
 
 
 @inline
@@ -110,8 +133,8 @@ def walk(box, va, access, idx):
     ram, frames = get(box, mb.RAM_BASE), get(box, mb.NR_FRAMES)
     table = get(box, mb.ROOT) >> 12
     rights, nx = W | U, False
-    at4 = at3 = at2 = 0
-    level = 4
+    at5 = at4 = at3 = at2 = 0
+    level = get(box, mb.ROOT_LEVEL)
     while True:
         put(box, mb.EXIT_LEVEL, level)
         if table >= frames:
@@ -127,7 +150,9 @@ def walk(box, va, access, idx):
         nx |= entry < 0
         if level == 1 or (level < 4 and entry & PS):
             break
-        if level == 4:
+        if level == 5:
+            at5 = at
+        elif level == 4:
             at4 = at
         elif level == 3:
             at3 = at
@@ -138,9 +163,15 @@ def walk(box, va, access, idx):
     inside = (1 << (shift - 12)) - 1
     pfn = ((entry & ADDR) >> 12 & ~inside) | (va >> 12 & inside)
     why = why_refused(box, rights, nx, access, idx)
+    if rights & U and access != FETCH and get(box, mb.CHECKS) & x86.CR4_PKE:
+        allowed = key_rights(box, entry, idx)
+        if not allowed & (W if access == WRITE else P):
+            why = PROTECTION_KEY
+        rights &= allowed
     if why >= 0 or pfn >= frames:
         put(box, mb.EXIT_WHY, why if why >= 0 else BAD_FRAME)
         return -1
+    mark(at5, A)
     mark(at4, A)
     mark(at3, A)
     mark(at2, A)
@@ -252,9 +283,11 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
         code = 0
         if not keys_match(box, env) and not switch_root(box, env):
             code = CR_ACCESS
-        elif not -HALF <= va < HALF:
+        elif get(box, mb.ROOT_LEVEL) != PAE_LEVEL and not is_canonical(va, get(box, mb.ROOT_LEVEL)):
             code = NON_CANONICAL
         else:
+            if get(box, mb.ROOT_LEVEL) == PAE_LEVEL:
+                va &= LOW32
             found = walk(box, va, access, idx)
             if found < 0:
                 code = WALK_FAULT
