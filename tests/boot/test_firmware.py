@@ -14,14 +14,25 @@ import pytest
 from shadowvm.addr import Gpa
 from shadowvm.boot.firmware import load_firmware
 from shadowvm.boot.image import BootOptions, ResetStart
+from shadowvm.boot.memmap import E820_RAM, memory_map
 from shadowvm.errors import ConfigError
 
-from .images import MIB, Load, elf64, multiboot_elf, qemu
+from .images import MIB, PT_NOTE, Load, elf64, multiboot_elf, qemu
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRMWARE = ROOT / "firmware/shadowvm-fw.bin"
 HELLO = ROOT / "guests/hello/hello.elf"
 STEPS = ["real mode", "A20", "protected mode", "page tables", "EFER.LME", "compatibility mode", "long mode"]
+
+DUMP = bytes.fromhex(
+    "4889de b938000000 e823000000"  # send 56 bytes of the start info at RBX
+    "488b7328 6b4b3018 e816000000"  # send its memory map
+    "488b7310 488b4e08 488b36 e806000000"  # send its first module
+    "31c0 e7f4 ebfe"  # leave
+    "66baf803 ac ee e2fc c3"  # RCX bytes at RSI to COM1
+)
+PVH_NOTE = struct.pack("<3I4sQ", 4, 8, 18, b"Xen", MIB)
+"""QEMU takes no ELF64 without one."""
 
 
 @pytest.fixture
@@ -134,6 +145,21 @@ def test_firmware_enters_a_guest_under_qemu() -> None:
     assert entry.startswith("fw: kernel at 0x10")
     assert (0, rest.encode()) == qemu("-kernel", HELLO, "-append", "one two")
     assert "two" in rest
+
+
+def test_guest_gets_memory_map_and_initrd_from_firmware_under_qemu(tmp_path: Path) -> None:
+    kernel, initrd = tmp_path / "kernel", tmp_path / "initrd"
+    kernel.write_bytes(elf64([Load(MIB, DUMP), Load(2 * MIB, PVH_NOTE, kind=PT_NOTE)], MIB))
+    initrd.write_bytes(b"initrd " * 1000)
+    status, output = qemu("-bios", FIRMWARE, "-kernel", kernel, "-initrd", initrd, memory="5G")
+    assert status == 0
+    output = output[output.index(b"fw: kernel at 0x100000\r\n") + 24 :]
+    magic, version, _, modules, _, _, _, _, entries, _ = struct.unpack_from("<IIIIQQQQII", output)
+    assert (magic, version, modules) == (0x336EC578, 1, 1)
+    found = [struct.unpack_from("<QQI", output, 56 + 24 * n) for n in range(entries)]
+    plain = memory_map(5 << 30)
+    assert [entry for entry in found if entry[2] == E820_RAM] == [each for each in plain if each.kind == E820_RAM]
+    assert output[56 + 24 * entries :] == initrd.read_bytes()
 
 
 def test_firmware_refuses_what_is_no_elf64_under_qemu(tmp_path: Path) -> None:
