@@ -23,7 +23,7 @@ _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 def parse_size(text: str, what: str) -> int:
     """Bytes of a size such as `64M`; ConfigError names `what` it was given for."""
-    match = re.fullmatch(r"(\d{1,15})([kKmMgGtT]?)", text)
+    match = re.fullmatch(r"([0-9]{1,15})([kKmMgGtT]?)", text)
     if match is None:
         raise ConfigError(f"{what}: '{text}' is no size (use a number and K, M, G or T; a bare number is MiB)")
     return int(match[1]) * _UNITS[match[2].upper()]

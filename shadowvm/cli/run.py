@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or len(text) > 18:
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise argparse.ArgumentTypeError(f"'{text}' is no count")
     return int(text)
 
