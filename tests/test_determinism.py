@@ -17,7 +17,17 @@ RUNS = {
     "ptchurn": ("ptchurn", "pages=512 rounds=1 switches=8"),
     "demand": ("demand", "size=1M shared=512k"),
 }
-SAME = ("events", "events_sha256", "instructions", "output_sha256", "outcome", "kvm", "vmstat", "notifier", "violations")
+SAME = (
+    "events",
+    "events_sha256",
+    "instructions",
+    "output_sha256",
+    "outcome",
+    "kvm",
+    "vmstat",
+    "notifier",
+    "violations",
+)
 
 
 def run(name: str, *, seed: int = 0, check: bool = True, **environment: str) -> dict[str, Any]:

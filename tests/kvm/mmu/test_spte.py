@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from itertools import product
+
+from shadowvm.addr import Gfn, Hva, Pfn
+from shadowvm.kvm.memslot import MemSlot
+from shadowvm.kvm.mmu.spte import (
+    ACC_ALL,
+    ACC_EXEC_MASK,
+    ACC_USER_MASK,
+    ACC_WRITE_MASK,
+    SPTE_HOST_WRITABLE,
+    SPTE_MMU_PRESENT,
+    SPTE_MMU_WRITABLE,
+    is_last_spte,
+    is_shadow_present,
+    make_nonleaf_spte,
+    make_spte,
+    spte_pfn,
+)
+from shadowvm.x86 import PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+
+PLAIN, TRACKED = Gfn(5), Gfn(6)
+
+
+def slot() -> MemSlot:
+    made = MemSlot(0, Gfn(0), 16, Hva(0))
+    made.gfn_write_track[TRACKED] = 1
+    return made
+
+
+def test_rights_are_what_guest_host_and_tracking_all_allow() -> None:
+    for access, host_writable, gfn in product(range(8), (False, True), (PLAIN, TRACKED)):
+        spte = make_spte(slot(), access, gfn, Pfn(0x123), host_writable)
+        writable = bool(access & ACC_WRITE_MASK) and host_writable and gfn is PLAIN
+        assert bool(spte & PT_WRITABLE) == writable
+        assert bool(spte & SPTE_MMU_WRITABLE) == writable
+        assert bool(spte & SPTE_HOST_WRITABLE) == host_writable
+        assert bool(spte & PT_USER) == bool(access & ACC_USER_MASK)
+        assert bool(spte & PT_NX) != bool(access & ACC_EXEC_MASK)
+        assert spte & PT_PRESENT
+        assert is_shadow_present(spte)
+        assert spte_pfn(spte) == 0x123
+
+
+def test_a_link_leaves_rights_to_the_leaf() -> None:
+    link = make_nonleaf_spte(Pfn(0x77))
+    assert spte_pfn(link) == 0x77
+    assert link & ACC_WRITE_MASK
+    assert link & PT_USER
+    assert not link & PT_NX
+
+
+def test_which_entries_are_leaves() -> None:
+    leaf = make_spte(slot(), ACC_ALL, PLAIN, Pfn(1), True)
+    assert is_last_spte(leaf, 1)
+    assert is_last_spte(leaf | PT_PAGE_SIZE, 2)
+    assert not is_last_spte(make_nonleaf_spte(Pfn(1)), 2)
+    assert not is_shadow_present(0)
+    assert SPTE_MMU_PRESENT & leaf

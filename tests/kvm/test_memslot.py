@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowvm.addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Hva
+from shadowvm.errors import ConfigError
+from shadowvm.kvm.memslot import MemSlot, MemSlots
+
+BASE = 0x7F00_0000_0000
+
+
+def slots(*ranges: tuple[int, int, int]) -> MemSlots:
+    """Slots of (base gfn, pages, pages behind BASE)."""
+    made = MemSlots()
+    for number, (gfn, npages, offset) in enumerate(ranges):
+        made.insert(MemSlot(number, Gfn(gfn), npages, Hva(BASE + (offset << PAGE_SHIFT))))
+    return made
+
+
+TWO = ((0, 100, 0), (0x1000, 50, 0x200))
+
+
+def test_a_frame_is_found_in_its_slot() -> None:
+    two = slots(*TWO)
+    found = [two.find(Gfn(gfn)) for gfn in (0, 99, 100, 0xFFF, 0x1000, 0x1031, 0x1032)]
+    assert [None if slot is None else slot.id for slot in found] == [0, 0, None, None, 1, 1, None]
+
+
+def test_frames_follow_addresses() -> None:
+    slot = slots(*TWO).find(Gfn(0x1003))
+    assert slot is not None
+    assert slot.vpn(Gfn(0x1003)) << PAGE_SHIFT == BASE + (0x203 << PAGE_SHIFT)
+
+
+@given(st.integers(-10, 0x260), st.integers(1, 0x260), st.integers(0, PAGE_SIZE - 1), st.integers(0, PAGE_SIZE - 1))
+def test_a_range_of_addresses_gives_the_frames_that_it_touches(first: int, npages: int, head: int, tail: int) -> None:
+    two = slots(*TWO)
+    start, end = BASE + (first << PAGE_SHIFT) + head, BASE + (first + npages << PAGE_SHIFT) + tail
+    if start >= end:
+        return
+    found = {gfn for _, low, high in two.gfn_ranges(Hva(start), Hva(end)) for gfn in range(low, high)}
+    touched = {
+        gfn + page
+        for gfn, count, offset in TWO
+        for page in range(count)
+        if start < BASE + (offset + page + 1 << PAGE_SHIFT) and BASE + (offset + page << PAGE_SHIFT) < end
+    }
+    assert found == touched
+
+
+@pytest.mark.parametrize(
+    ("gfn", "npages", "hva"),
+    [(50, 1, BASE + (50 << 12)), (99, 2, BASE + (99 << 12)), (200, 0, BASE + (200 << 12)), (200, 1, BASE + 5)],
+)
+def test_slots_that_overlap_or_hold_nothing_are_refused(gfn: int, npages: int, hva: int) -> None:
+    with pytest.raises(ConfigError):
+        slots(*TWO).insert(MemSlot(9, Gfn(gfn), npages, Hva(hva)))
+
+
+def test_frames_and_addresses_must_agree_modulo_2_mib() -> None:
+    with pytest.raises(ConfigError, match="2 MiB"):
+        MemSlots().insert(MemSlot(0, Gfn(1), 1, Hva(BASE)))
+
+
+def test_every_change_is_a_generation() -> None:
+    assert slots(*TWO).generation == 2

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowvm.config import MAX_GUEST_MEMORY, MIB, MIN_HOST_MEMORY, MachineConfig, format_size, parse_size
+from shadowvm.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1", MIB), ("64", 64 * MIB), ("4k", 4096), ("3M", 3 * MIB), ("2G", 2 << 30), ("1t", 1 << 40), ("0", 0)],
+)
+def test_sizes_are_qemus(text: str, size: int) -> None:
+    assert parse_size(text, "-m") == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "-1", "+1", "1.5G", "1MB", "1 M", "0x10", "1e3", "\u0661", "9" * 16, "1\n"])
+def test_what_is_no_size_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="--swap: "):
+        parse_size(text, "--swap")
+
+
+@given(st.integers(0, 1 << 49))
+def test_a_size_survives_formatting_if_it_is_whole_kilobytes(size: int) -> None:
+    kilobytes = size << 10
+    text = format_size(kilobytes)
+    assert kilobytes == (0 if text == "0 bytes" else parse_size(text, "size"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory": 0},
+        {"memory": MIB - 4096},
+        {"memory": MIB + 1},
+        {"memory": MAX_GUEST_MEMORY + 4096},
+        {"host_memory": MIN_HOST_MEMORY - 4096},
+        {"host_memory": MIN_HOST_MEMORY + 1},
+        {"host_memory": 1 << 60},
+        {"swap": 4097},
+        {"swap": MAX_GUEST_MEMORY + 4096},
+        {"timeout_instructions": 1, "icount": False},
+    ],
+    ids=str,
+)
+def test_impossible_machines_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        MachineConfig(image="x", **wrong).validate()
+    assert "\n" not in str(error.value)
+
+
+def test_the_smallest_machine_is_allowed() -> None:
+    MachineConfig(image="x", memory=MIB, host_memory=MIN_HOST_MEMORY, swap=0).validate()
+
+
+def test_swap_defaults_to_the_guests_memory() -> None:
+    assert MachineConfig(image="x", memory=5 * MIB).swap_size == 5 * MIB
+    assert MachineConfig(image="x", memory=5 * MIB, swap=0).swap_size == 0
