@@ -96,6 +96,16 @@ def _set_spte_text(gfn: int, spte: int, sptep: int, level: int) -> str:
 DELIVERY_MODES = ("Fixed", "LowPrio", "SMI", "Res3", "NMI", "INIT", "SIPI", "ExtINT")
 """Names of the APIC's delivery modes, as kvm_deliver_mode prints them."""
 
+_APIC_NAMES = (
+    "ID:20 LVR:30 TASKPRI:80 ARBPRI:90 PROCPRI:a0 EOI:b0 LDR:d0 DFR:e0 SPIV:f0 ISR:100 TMR:180 IRR:200 ESR:280 "
+    "ICR:300 ICR2:310 LVTT:320 LVTTHMR:330 LVTPC:340 LVT0:350 LVT1:360 LVTERR:370 TMICT:380 TMCCT:390 TDCR:3e0 "
+    "SELF_IPI:3f0"
+)
+APIC_REGISTERS = {
+    int(offset, 16): f"APIC_{name}" for name, offset in (each.split(":") for each in _APIC_NAMES.split())
+}
+"""Names of the local APIC's registers, as kvm_apic prints them."""
+
 
 def _apic_ipi_text(icr_low: int, dest_id: int) -> str:
     parts = (
@@ -173,7 +183,7 @@ kvm_apic = Tracepoint(
     "kvm",
     "kvm_apic",
     "rw reg val",
-    lambda rw, reg, val: f"apic_{'write' if rw else 'read'} 0x{reg:x} = 0x{val:x}",
+    lambda rw, reg, val: f"apic_{'write' if rw else 'read'} {APIC_REGISTERS.get(reg, hex(reg))} = 0x{val:x}",
 )
 kvm_apic_ipi = Tracepoint("kvm", "kvm_apic_ipi", "icr_low dest_id", _apic_ipi_text)
 kvm_apic_accept_irq = Tracepoint(

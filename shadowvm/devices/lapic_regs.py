@@ -1,0 +1,208 @@
+"""Registers of a local APIC, by their offset in the xAPIC page, and the IPIs that they send.
+
+Intel SDM vol. 3, table 11-1 and 11.6. A register that does not exist is an error in ESR for xAPIC accesses only; as an
+MSR it is #GP, which the caller raises.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..events import kvm_apic, kvm_apic_ipi
+from .apic_bits import (
+    APIC_ARBPRI,
+    APIC_DFR,
+    APIC_EOI,
+    APIC_ESR,
+    APIC_ICR,
+    APIC_ICR2,
+    APIC_ID,
+    APIC_IRR,
+    APIC_ISR,
+    APIC_LDR,
+    APIC_LVR,
+    APIC_LVTT,
+    APIC_PROCPRI,
+    APIC_SELF_IPI,
+    APIC_SPIV,
+    APIC_TASKPRI,
+    APIC_TDCR,
+    APIC_TMCCT,
+    APIC_TMICT,
+    APIC_TMR,
+    APIC_VERSION,
+    DFR_FLAT,
+    ESR_ILLEGAL_REGISTER,
+    ESR_SEND_ILLEGAL,
+    ICR_ASSERT,
+    ICR_BUSY,
+    ICR_LEVEL,
+    ICR_LOGICAL,
+    LVT_LEVEL,
+    LVT_LINT0,
+    LVT_LINT1,
+    LVT_MASKED,
+    LVT_REMOTE_IRR,
+    LVT_TIMER,
+    LVT_WRITABLE,
+    SVR_ENABLE,
+    SVR_WRITABLE,
+)
+from .lapic_bus import ApicMessage, DeliveryMode
+
+if TYPE_CHECKING:
+    from .lapic import Lapic
+
+_LVT_END = APIC_LVTT + 0x10 * len(LVT_WRITABLE)
+_TSC_DEADLINE_MODE = 1 << 18
+_SHORTHAND_SELF, _SHORTHAND_ALL = 1, 2
+
+
+def read_register(lapic: Lapic, offset: int) -> int | None:
+    """32 bits; None where there is no register that can be read."""
+    value = _read(lapic, offset)
+    if value is None and not lapic.x2apic_mode:
+        lapic.error(ESR_ILLEGAL_REGISTER)
+    if kvm_apic.on:
+        kvm_apic(0, offset, value or 0)
+    return value
+
+
+def _read(lapic: Lapic, offset: int) -> int | None:
+    if APIC_LVTT <= offset < _LVT_END:
+        return lapic.lvt[offset - APIC_LVTT >> 4]
+    if APIC_ISR <= offset < APIC_ESR:
+        mask = {APIC_ISR: lapic.isr, APIC_TMR: lapic.tmr, APIC_IRR: lapic.irr}[offset & ~0x7F]
+        return mask >> 32 * (offset >> 4 & 7) & 0xFFFF_FFFF
+    if offset == APIC_ID:
+        return lapic.id if lapic.x2apic_mode else lapic.id << 24
+    return {
+        APIC_LVR: APIC_VERSION,
+        APIC_TASKPRI: lapic.tpr,
+        APIC_ARBPRI: lapic.ppr,
+        APIC_PROCPRI: lapic.ppr,
+        APIC_LDR: lapic.ldr,
+        APIC_DFR: lapic.dfr,
+        APIC_SPIV: lapic.svr,
+        APIC_ESR: lapic.esr,
+        APIC_ICR: lapic.icr & 0xFFFF_FFFF,
+        APIC_ICR2: lapic.icr >> 32,
+        APIC_TMICT: lapic.timer.initial,
+        APIC_TMCCT: lapic.timer.current(),
+        APIC_TDCR: lapic.timer.divide,
+        APIC_EOI: 0,
+    }.get(offset)
+
+
+def write_register(lapic: Lapic, offset: int, value: int) -> bool:
+    """32 bits; False where there is no register that can be written."""
+    if kvm_apic.on:
+        kvm_apic(1, offset, value)
+    if APIC_LVTT <= offset < _LVT_END:
+        _write_lvt(lapic, offset - APIC_LVTT >> 4, value)
+    elif offset == APIC_ID:
+        lapic.id = value >> 24
+    elif offset == APIC_TASKPRI:
+        lapic.set_tpr(value)
+    elif offset == APIC_EOI:
+        lapic.end_of_interrupt()
+    elif offset == APIC_LDR:
+        lapic.ldr = value & 0xFF00_0000
+    elif offset == APIC_DFR:
+        lapic.dfr = value | DFR_FLAT >> 4
+    elif offset == APIC_SPIV:
+        _write_svr(lapic, value & SVR_WRITABLE)
+    elif offset == APIC_ESR:
+        lapic.esr, lapic.errors = lapic.errors, 0
+    elif offset == APIC_ICR:
+        write_icr(lapic, lapic.icr & ~0xFFFF_FFFF | value)
+    elif offset == APIC_ICR2:
+        lapic.icr = lapic.icr & 0xFFFF_FFFF | (value & 0xFF00_0000) << 32
+    elif offset == APIC_TMICT:
+        lapic.timer.set_initial(value)
+    elif offset == APIC_TDCR:
+        lapic.timer.set_divide(value)
+    else:
+        if not lapic.x2apic_mode:
+            lapic.error(ESR_ILLEGAL_REGISTER)
+        return False
+    return True
+
+
+def _write_svr(lapic: Lapic, value: int) -> None:
+    """Disabling by software masks the local vector table."""
+    lapic.svr = value
+    if not value & SVR_ENABLE:
+        lapic.lvt = [entry | LVT_MASKED for entry in lapic.lvt]
+    lapic.notify()
+
+
+def lvt_writable(lapic: Lapic, entry: int) -> int:
+    """The bits of an LVT entry that the guest may set."""
+    if entry == LVT_TIMER and not lapic.tsc_deadline:
+        return LVT_WRITABLE[entry] & ~_TSC_DEADLINE_MODE
+    return LVT_WRITABLE[entry]
+
+
+def _write_lvt(lapic: Lapic, entry: int, value: int) -> None:
+    value &= lvt_writable(lapic, entry)
+    if not lapic.software_enabled:
+        value |= LVT_MASKED
+    if value & LVT_LEVEL:
+        value |= lapic.lvt[entry] & LVT_REMOTE_IRR
+    lapic.lvt[entry] = value
+    if entry == LVT_TIMER:
+        lapic.timer.set_mode(value >> 17 & 3)
+    if entry in (LVT_LINT0, LVT_LINT1) and lapic.lines[entry - LVT_LINT0]:
+        _line_is_up(lapic, entry)
+
+
+def _line_is_up(lapic: Lapic, entry: int) -> None:
+    """Opening a level-triggered input, or the way of the 8259, lets what waits there in."""
+    if lapic.lvt[entry] & LVT_LEVEL or lapic.extint_enabled:
+        lapic.local_interrupt(entry)
+
+
+def write_icr(lapic: Lapic, icr: int) -> None:
+    """Store the interrupt command register and send what it says."""
+    lapic.icr = icr & ~0xFFFF_FFFF | icr & 0xFFFF_FFFF & ~ICR_BUSY
+    low = icr & 0xFFFF_FFFF
+    wide = lapic.x2apic_mode
+    message = ApicMessage(
+        dest=icr >> 32 if wide else icr >> 56,
+        logical=bool(low & ICR_LOGICAL),
+        mode=low >> 8 & 7,
+        vector=low & 0xFF,
+        wide=wide,
+    )
+    if kvm_apic_ipi.on:
+        kvm_apic_ipi(low, message.dest)
+    if message.mode == DeliveryMode.INIT and low & (ICR_ASSERT | ICR_LEVEL) == ICR_LEVEL:
+        return  # INIT level de-assert: arbitration IDs, which no CPU has since the Pentium 4
+    if message.mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY) and message.vector < 16:
+        lapic.error(ESR_SEND_ILLEGAL)
+    elif message.mode != DeliveryMode.EXTINT:
+        _send(lapic, message, low >> 18 & 3)
+
+
+def _send(lapic: Lapic, message: ApicMessage, shorthand: int) -> None:
+    if shorthand == 0:
+        lapic.bus.deliver(message)
+    elif shorthand == _SHORTHAND_SELF:
+        lapic.bus.send(message, [lapic])
+    else:
+        everybody = [each for each in lapic.bus.lapics if each.enabled]
+        others = [each for each in everybody if each is not lapic]
+        lapic.bus.send(message, everybody if shorthand == _SHORTHAND_ALL else others)
+
+
+X2APIC_WRITABLE = {
+    APIC_TASKPRI: 0xFF,
+    APIC_EOI: 0,
+    APIC_SPIV: SVR_WRITABLE,
+    APIC_ESR: 0,
+    APIC_TMICT: 0xFFFF_FFFF,
+    APIC_TDCR: 0b1011,
+    APIC_SELF_IPI: 0xFF,
+}
+"""Bits that a wrmsr may set, by offset; the LVT and ICR have rules of their own."""
