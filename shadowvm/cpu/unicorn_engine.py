@@ -76,7 +76,10 @@ class UnicornEngine(Registers):
         self._running = False
         self._request = ctypes.c_uint32.from_address(self._cpu + lay.CPU_INTERRUPT_REQUEST)
         self._cflags_next = ctypes.c_uint32.from_address(self._cpu + lay.CPU_CFLAGS_NEXT_TB)
-        self._start = lib.uc_emu_start
+        # Ready-made arguments, the live RIP among them: converting five numbers took a third of an exit's time.
+        self._start = ctypes.CFUNCTYPE(ctypes.c_int32)(lib.address("uc_emu_start"))
+        rip = ctypes.c_uint64.from_address(self._env_address + lay.ENV_EIP)
+        self._start_arguments = (ctypes.c_uint64(self._uc), rip, *[ctypes.c_uint64(0)] * 3)
 
     def _make_arrays(self) -> None:
         frames = self.ram.nr_frames
@@ -126,7 +129,7 @@ class UnicornEngine(Registers):
         box[_EXIT] = 0
         box[_VECTORING] = 0
         self._running = True
-        error = self._start(self._uc, self.env[RIP], 0, 0, 0)
+        error = self._start(*self._start_arguments)
         self._running = False
         code = box[_EXIT]
         if error or not code or self._raised is not None:
