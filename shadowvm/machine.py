@@ -14,10 +14,11 @@ from typing import NamedTuple
 
 from .addr import PAGE_SHIFT, Gfn, Gpa, Gva, Hva
 from .boot import pvh
-from .boot.image import BootOptions, LongModeStart
+from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Start
 from .boot.load import load_image
 from .boot.memmap import memory_layout
 from .config import MachineConfig
+from .cpu.layout import RBX, RDI
 from .cpu.unicorn_engine import UnicornEngine
 from .devices.bus import PortBus
 from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
@@ -67,9 +68,8 @@ class Machine:
         self._output = output
         self._digest = hashlib.sha256()
         layout = memory_layout(config.memory)
-        image = load_image(config.image, BootOptions(config.memory, config.append.encode("utf-8", "surrogateescape")))
-        if not isinstance(image.start, LongModeStart):
-            raise ConfigError(f"{config.image}: starts in 32-bit mode; so far, only ELF64 images run")
+        append = config.append.encode("utf-8", "surrogateescape")
+        image = load_image(config.image, BootOptions(config.memory, append, config.initrd))
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
         self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
@@ -83,12 +83,12 @@ class Machine:
             for slot_id, memory in enumerate(layout):
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
-            self._add_vcpu(image.start.entry)
+            self._add_vcpu(image.start)
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
             undo.pop_all()
 
-    def _add_vcpu(self, entry: Gpa) -> None:
+    def _add_vcpu(self, start: Start) -> None:
         engine = UnicornEngine(self.ram, vcpu_id=0, counting=self.config.icount)
         self.debug_exit = DebugExit(engine.request_stop)
         self.bus = PortBus()
@@ -97,18 +97,7 @@ class Machine:
         self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
         engine.on_in(self.bus.read)
         engine.on_out(self.bus.write)
-        engine.init_long_mode(
-            entry=Gva(entry),
-            cr3=pvh.BOOT_PML4,
-            gdt_base=Gva(pvh.BOOT_GDT),
-            gdt_limit=8 * len(pvh.GDT_ENTRIES) - 1,
-            rsp=Gva(pvh.BOOT_STACK),
-            cr0=pvh.BOOT_CR0,
-            cr4=pvh.BOOT_CR4,
-            efer=pvh.BOOT_EFER,
-        )
-        for register in (3, 7):
-            engine.set_reg(register, pvh.BOOT_START_INFO)
+        start_cpu(engine, start)
         self.ram.code_caches.append(engine.drop_code)
         self.vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
 
@@ -184,6 +173,28 @@ class Machine:
     def _destroy(self) -> None:
         self.kvm.destroy()
         exit_mmap(self.mm)
+
+
+def start_cpu(engine: UnicornEngine, start: Start) -> None:
+    """Put the CPU into the state in which the boot loader enters the image."""
+    if isinstance(start, ResetStart):
+        engine.init_reset()
+        return
+    if isinstance(start, ProtectedModeStart):
+        engine.init_protected_mode(start.entry, start.eax, start.ebx, start.gdt_base, start.gdt_limit)
+        return
+    engine.init_long_mode(
+        entry=Gva(start.entry),
+        cr3=pvh.BOOT_PML4,
+        gdt_base=Gva(pvh.BOOT_GDT),
+        gdt_limit=8 * len(pvh.GDT_ENTRIES) - 1,
+        rsp=Gva(pvh.BOOT_STACK),
+        cr0=pvh.BOOT_CR0,
+        cr4=pvh.BOOT_CR4,
+        efer=pvh.BOOT_EFER,
+    )
+    for register in (RBX, RDI):
+        engine.set_reg(register, start.start_info)
 
 
 def _host_ram(size: int) -> Ram:

@@ -30,6 +30,8 @@ _FLAGS = (
     ("--swap", "SIZE", None, "size of the swap file, 0 for none (default: as much as -m)"),
     ("--swap-file", "PATH", None, "swap file to create, or a directory for it"),
     ("-append", "STR", "", "the guest's command line"),
+    ("-initrd", "FILES", "", "Multiboot modules: file1 arguments,file2"),
+    ("-kernel", "FILE", None, "the image, instead of GUEST"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
 )
@@ -38,7 +40,7 @@ _FLAGS = (
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("run", help="run a guest", description=__doc__, allow_abbrev=False)
-    parser.add_argument("guest", metavar="GUEST", help="a bundled guest (see shadowvm guests) or an ELF64 image")
+    parser.add_argument("guest", metavar="GUEST", nargs="?", help="a bundled guest (see shadowvm guests) or an image")
     for flag, metavar, default, text in _FLAGS:
         parser.add_argument(flag, metavar=metavar, default=default, help=text)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
@@ -56,7 +58,9 @@ def _count(text: str) -> int:
 
 def config_from_args(args: argparse.Namespace) -> MachineConfig:
     """The machine that the flags describe."""
-    name, image = find_image(args.guest)
+    if (args.guest is None) == (args.kernel is None):
+        raise ConfigError("give one image: GUEST or -kernel FILE")
+    name, image = find_image(args.guest or args.kernel)
     config = MachineConfig(
         image=image,
         name=name,
@@ -65,6 +69,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         swap=None if args.swap is None else parse_size(args.swap, "--swap"),
         swap_file=args.swap_file,
         append=args.append,
+        initrd=args.initrd,
         seed=args.seed,
         timeout_instructions=args.timeout_instructions,
         icount=args.icount == "on",

@@ -68,7 +68,7 @@ def kvm_mmu_load(vcpu: Vcpu) -> RetPf:
     root = _alloc_root(vcpu) if vcpu.mode >= PagingMode.PT64 else _alloc_pae_root(vcpu)
     vcpu.root = root
     vcpu.roots.append(root)
-    vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer)
+    vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer, root.level)
     _drop_unreferenced(vcpu)
     kvm.mmu_lock.release()
     return RetPf.CONTINUE
