@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_NX
+from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NX
 from .spte import ACC_ALL
 
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
-_HAS_4_BYTE_GPTE, _QUADRANT = 12, 13
+_HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE = 12, 13, 15
 
 ROLE_CR0_WP = 1 << _CR0_WP
 ROLE_CPU_MASK = 1 << _EFER_NX | ROLE_CR0_WP | 1 << _SMEP_ANDNOT_WP | 1 << _SMAP_ANDNOT_WP
@@ -31,13 +31,17 @@ class Role(NamedTuple):
     smap_andnot_wp: bool
     has_4_byte_gpte: bool
     quadrant: int
+    cr4_pse: bool
 
 
 def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int) -> int:
     """The CPU's part of a role; 0 without paging, when every page is direct."""
     if not cr0 & CR0_PG:
         return 0
-    role = 0 if cr4 & CR4_PAE else 1 << _HAS_4_BYTE_GPTE
+    role = 0
+    if not cr4 & CR4_PAE:
+        # KVM has CR4.PSE in the extended role only; here the links of a shadow page depend on it.
+        role = 1 << _HAS_4_BYTE_GPTE | (1 << _CR4_PSE if cr4 & CR4_PSE else 0)
     if efer & EFER_NX:
         role |= 1 << _EFER_NX
     if cr0 & CR0_WP:
@@ -55,7 +59,7 @@ def pack_role(cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = F
     A table of 32-bit entries has twice as many of them as a shadow page; `quadrant` says which part is shadowed.
     """
     if direct:
-        cpu_role &= ~(1 << _HAS_4_BYTE_GPTE)
+        cpu_role &= ~(1 << _HAS_4_BYTE_GPTE | 1 << _CR4_PSE)
     return cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT | quadrant << _QUADRANT
 
 
@@ -71,6 +75,7 @@ def unpack_role(role: int) -> Role:
         bool(role >> _SMAP_ANDNOT_WP & 1),
         bool(role >> _HAS_4_BYTE_GPTE & 1),
         role >> _QUADRANT & 3,
+        bool(role >> _CR4_PSE & 1),
     )
 
 

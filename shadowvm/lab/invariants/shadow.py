@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
-from ...events import kvm_exit, kvm_mmu_get_page, lock_release, spte_change
+from ...cpu.mailbox import KEY_CR3, NR_PREV_ROOTS, PREV_ROOTS, ROOT
+from ...events import kvm_entry, kvm_exit, kvm_mmu_get_page, lock_release, spte_change
 from ...kvm.mmu.rmap import rmap_sptes
-from ...kvm.mmu.role import ROLE_CR0_WP
+from ...kvm.mmu.role import ROLE_CR0_WP, unpack_role
 from ...kvm.mmu.shadow import KvmMmuPage
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
 from ...mm.gup import host_pte
-from ...x86 import PT_ADDR_MASK, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+from ...x86 import PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
@@ -66,6 +67,7 @@ class ShadowRules:
             spte_change: self._on_spte_change,
             kvm_mmu_get_page: self._on_get_page,
             lock_release: self._on_lock_release,
+            kvm_entry: self._on_entry,
             kvm_exit: self._on_exit,
         }
 
@@ -131,9 +133,22 @@ class ShadowRules:
             self.fail("I23", f"{where} is writable", f"the host pte {pte:#x} is read-only")
 
     def guest_entry(self, sp: KvmMmuPage, index: int) -> int | None:
-        """The guest's entry that entry `index` of an indirect page shadows; None if its table is not resident."""
+        """The guest's entry that entry `index` of an indirect page shadows; None if its table is not resident.
+
+        A 32-bit entry is given in the form that the 64-bit one of the same meaning has.
+        """
         frame = self._resident_table(sp)
-        return None if frame is None else self.kvm.q[(frame << 9) + index]
+        if frame is None:
+            return None
+        role = unpack_role(sp.role)
+        if not role.has_4_byte_gpte:
+            return self.kvm.q[(frame << 9) + index]
+        at = 512 * role.quadrant + index >> (sp.level - 1)
+        entry = self.kvm.q[(frame << 9) + (at >> 1)] >> 32 * (at & 1) & 0xFFFFFFFF
+        if sp.level == 1 or not (role.cr4_pse and entry & PT_PAGE_SIZE):
+            return entry & ~PT_PAGE_SIZE
+        gfn = (entry >> 13 & 0xFF) << 20 | entry >> 22 << 10 | (index & 1) << 9
+        return gfn << PAGE_SHIFT | entry & 0xFFF
 
     def _resident_table(self, sp: KvmMmuPage) -> Pfn | None:
         vpn = vpn_of(self.kvm, sp.gfn)
@@ -151,8 +166,10 @@ class ShadowRules:
             gpte = self.guest_entry(sp, index)
             if gpte is None:
                 return
-            if not gpte & PT_PRESENT:
-                self.fail("I23", where, f"the guest's entry {gpte:#x} is not present")
+            if not gpte & PT_PRESENT or not gpte & PT_ACCESSED:
+                self.fail("I23", where, f"the guest's entry {gpte:#x} is not present and accessed")
+            if spte & PT_WRITABLE and not gpte & PT_DIRTY:
+                self.fail("I23", f"{where} is writable", f"the guest's entry {gpte:#x} would miss the store: it is clean")
             allowed = sp.access & entry_access(gpte)
             expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT)
         if sp.gfn_of(index) != expected:
@@ -183,6 +200,8 @@ class ShadowRules:
             gfn = Gfn(gfn & -1 << 9 * (sp.level - 1))
         if not gpte & PT_PRESENT or child.gfn != gfn or child.direct != large:
             self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"the guest's entry is {gpte:#x}")
+        if large and child.access & PT_WRITABLE and not gpte & PT_DIRTY:
+            self.fail("I22", f"{where} grants {child.access:#x}", f"the guest's entry {gpte:#x} is clean")
         allowed = sp.access & entry_access(gpte)
         # A direct page has the rights of one fault, which may be fewer, and under CR0.WP = 0 others.
         wrong = child.access & ~allowed and sp.role & ROLE_CR0_WP if large else child.access != allowed
@@ -228,6 +247,16 @@ class ShadowRules:
         hashed = sum(len(bucket) for bucket in kvm.page_hash.values())
         if not len(kvm.active_mmu_pages) == live == hashed:
             self.fail("I35", f"{len(kvm.active_mmu_pages)} active shadow pages", f"{live} live, {hashed} hashed")
+
+    def _on_entry(self, vcpu_id: int, rip: int) -> None:
+        """What the CPU walks for a CR3 is the shadow of the table that this CR3 names."""
+        box = self.kvm.vcpus[vcpu_id].engine.box
+        pairs = [(box[KEY_CR3], box[ROOT])]
+        pairs += [(box[at], box[at + 1]) for at in range(PREV_ROOTS, PREV_ROOTS + 2 * NR_PREV_ROOTS, 2)]
+        for cr3, root in pairs:
+            sp = self.kvm.sp_by_pfn.get(Pfn(root >> PAGE_SHIFT))
+            if sp is not None and not sp.direct and sp.gfn != (cr3 & PT_ADDR_MASK) >> PAGE_SHIFT:
+                self.fail("I22", f"the root for cr3 {cr3:#x} is at {root:#x}", f"that shadows gfn {sp.gfn:#x}")
 
     def _on_exit(self, *_: Any) -> None:
         self._exits += 1
