@@ -31,8 +31,11 @@ from .native.cache import load as load_native
 from .registers import CR2, DR6, MASK64, RIP, Registers
 from .segments import TableRegister
 from .setup import NATIVE_CALLS, control, cpuid, hide_features, open_unicorn, patch
+from .walker import Walked, walk
 
 RFLAGS_TF = 1 << 8
+OPCODE_PUSHF = 0x9C
+PUSHF_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, *range(0x40, 0x50)))
 # Every exit needs these: one lookup less each.
 _EXIT, _VECTORING, _INTERRUPT = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT
 FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
@@ -188,6 +191,15 @@ class UnicornEngine(Registers):
                 box[mb.IRQ_PENDING] = pending
                 self._kick()
 
+    def deliver(self, event: Event) -> int:
+        """Deliver an event, as `requeue` does, and stop at its handler: QUANTUM, else the exit on the way there."""
+        self.requeue(event)
+        self.box[mb.STEP] = 4
+        try:
+            return self.enter()
+        finally:
+            self.box[mb.STEP] = 0
+
     def _step_counted(self) -> int:
         """With no budget every block comes to the hook's slow path, which ends the run at the second."""
         box = self.box
@@ -204,16 +216,39 @@ class UnicornEngine(Registers):
         return self._stepped(code, box[mb.STEP] == 2)
 
     def _step_trapped(self) -> int:
-        """Without the block hook: by the trap flag. A PUSHF stores it as set."""
+        """Without the block hook: by the trap flag, which must not stay in what a PUSHF stores."""
         env, box = self.env, self.box
         dr6, flags, start = env[DR6], self.rflags, env[RIP]
+        pushf = not flags & RFLAGS_TF and self._at_pushf(start)
         self.rflags = flags | RFLAGS_TF
         box[mb.STEP] = 3
         code = self.enter()
         env[DR6] = dr6
         if not flags & RFLAGS_TF:
             self.rflags &= ~RFLAGS_TF
+        if pushf and env[RIP] != start:
+            self.ram.b[self._hpa(env[lay.RSP] + 1)] &= ~(RFLAGS_TF >> 8)
         return self._stepped(code, bool(box[mb.STEP]) and env[RIP] != start)
+
+    def _at_pushf(self, rip: int) -> bool:
+        """Is the instruction at `rip` PUSHF? False if it cannot be fetched: then it does not run. 64-bit code only."""
+        if not self.env[registers.HFLAGS] & lay.HF_CS64_MASK:
+            return False
+        for va in range(rip, rip + 15):
+            hpa = self._hpa(va)
+            byte = self.ram.b[hpa] if hpa >= 0 else 0
+            if byte not in PUSHF_PREFIXES:
+                return byte == OPCODE_PUSHF
+        return False
+
+    def _hpa(self, va: int) -> int:
+        """Where data accesses to `va` go, by the windows and the current root, whatever the rights; -1 if nowhere."""
+        box = self.box
+        for word in (mb.WINDOW_VA, mb.WINDOW1_VA):
+            if box[word] == va & ~(PAGE_SIZE - 1):
+                return box[word + 1] << PAGE_SHIFT | va & PAGE_SIZE - 1
+        found = walk(self.ram, box[mb.ROOT], va, level=box[mb.ROOT_LEVEL], mark=False)
+        return found.pfn << PAGE_SHIFT | va & PAGE_SIZE - 1 if isinstance(found, Walked) else -1
 
     def _stepped(self, code: int, retired: bool) -> int:
         """The instruction is done even if the next one cannot be fetched."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shadowvm.addr import Gva, Pfn
-from shadowvm.cpu.engine import CpuExit
+from shadowvm.cpu.engine import CpuExit, Event, EventKind
 from tests.cpu.machine import CODE, HANDLERS, TO_USER, USER_CODE, Machine, P, U
 
 DATA, FRAME = 0x200000, 0x30
@@ -152,3 +152,33 @@ def test_a_step_at_cpl_3(machine: Machine) -> None:
     assert machine.engine.cpl == 3
     assert machine.ram.q[FRAME * 512] == DATA
     assert machine.engine.enter() == CpuExit.HLT
+
+
+def test_a_pushf_stores_the_flags_of_the_guest(machine: Machine) -> None:
+    machine.code(CODE, f"mov rsp,{DATA + 16}\n stc\n o16 pushf\n pushfq")
+    machine.reset()
+    for size in (2, 8):
+        assert machine.engine.enter() == CpuExit.WALK_FAULT
+        assert step_through_window(machine, 0) == CpuExit.QUANTUM
+        at = machine.engine.get_reg(4) - DATA + FRAME * 4096
+        assert int.from_bytes(machine.ram.b[at : at + size], "little") == 3
+
+
+def test_a_delivery_stops_at_the_handler_with_its_frame_written(machine: Machine) -> None:
+    engine = machine.engine
+    machine.gate(13, HANDLERS, ist=1)
+    machine.write(0x4024, (DATA + 0x1000).to_bytes(8, "little"))
+    machine.code(HANDLERS, "mov rax,1\n hlt")
+    machine.code(CODE, "hlt")
+    machine.reset()
+    event = Event(EventKind.EXCEPTION, 13, 0)
+    assert engine.deliver(event) == CpuExit.WALK_FAULT
+    assert engine.vectoring() == event
+    engine.set_window(0, Gva(DATA), Pfn(FRAME))
+    assert engine.deliver(event) == CpuExit.QUANTUM
+    engine.clear_windows()
+    assert engine.rip == HANDLERS
+    assert engine.vectoring() is None
+    assert machine.ram.q[FRAME * 512 + 507 : FRAME * 512 + 509].tolist() == [CODE, 8]
+    assert engine.enter() == CpuExit.HLT
+    assert machine.reg(0) == 1

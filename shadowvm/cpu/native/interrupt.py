@@ -73,6 +73,14 @@ def watch_storm(box):
 
 
 @inline
+def stop_at_handler(box):
+    """The event of UnicornEngine.deliver has got through."""
+    if get(box, mb.STEP) == 4:
+        put(box, mb.STEP, 0)
+        leave(box, QUANTUM)
+
+
+@inline
 def on_exception(box, vector):
     """UC_HOOK_INTR and UC_HOOK_INSN_INVALID: an exception of the current instruction, or INT n."""
     env = get_env(box)
@@ -98,6 +106,7 @@ def on_exception(box, vector):
         st32(env + lay.ENV_ERROR_CODE, error)
     remember(box, EXCEPTION, vector, error, 0)
     deliver(box, vector)
+    stop_at_handler(box)
 
 
 @inline
@@ -142,6 +151,7 @@ def on_interrupt(cpu):
     if get(box, mb.EVENT_KIND) != 0:
         put(box, mb.LAST_TB, 0)
         deliver_queued(box, cpu, env)
+        stop_at_handler(box)
         return True
     if get(box, mb.IRQ_PENDING) == 0:
         st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
