@@ -2,7 +2,8 @@
 
 KVM decodes and emulates the instruction. Here the CPU itself executes exactly that one instruction, with a window of
 write access to the page; what changed is then found by comparing the page, and the sptes behind it are zapped
-before the guest runs on. Every instruction works: SSE stores, locked exchanges, one iteration of a string store.
+before the guest runs on. Every instruction works: SSE stores, locked exchanges, one iteration of a string store;
+and so does the delivery of an exception whose stack lies in such a page.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Pfn
-from ..cpu.engine import CpuExit
-from ..cpu.mailbox import EXIT_SIZE, EXIT_VA, VECTORING
+from ..cpu.engine import CpuExit, Event
+from ..cpu.mailbox import EXIT_SIZE, EXIT_SMAP, EXIT_VA
 from ..errors import ModelBug
 from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from .vcpu import Vcpu
 
 MAX_WINDOWS = 2
-"""A store that crosses a page boundary writes two pages."""
+"""A store that crosses a page boundary writes two pages, and so does a stack frame."""
 MAX_ATTEMPTS = 64
 
 
@@ -39,17 +40,21 @@ class Window(NamedTuple):
     size: int
 
 
-def emulate_write(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
+def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[RetPf, int]:
     """Execute the instruction at RIP, which stores to the tracked page that vcpu.walker has just found for `gva`.
 
-    (CONTINUE, exit): how the engine left the instruction, QUANTUM if it retired. Else what became of a fault on
-    another of its operands, at box[EXIT_VA]: GUEST or an errno.
+    With `event`, its delivery instead: its stack, or a descriptor that it marks, lies in a page table.
+
+    (CONTINUE, exit): how the engine left the instruction, QUANTUM if it is done. Else what became of a fault on
+    another page that it needs, at box[EXIT_VA]: GUEST or an errno, or RETRY: run it again as it is. What was being
+    delivered then is engine.vectoring().
     """
     vcpu.stat.insn_emulation += 1
     windows: list[Window] = []
     ret, reason = RetPf.RETRY, 0
     try:
-        ret, reason = _step_with_windows(vcpu, gva, windows)
+        ret, reason = _run_with_windows(vcpu, gva, event, windows)
+        _track_writes(vcpu, windows)
     finally:
         vcpu.engine.clear_windows()
         for window in windows:
@@ -61,7 +66,8 @@ def emulate_write(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
     return ret, reason
 
 
-def _step_with_windows(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> tuple[RetPf, int]:
+def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[Window]) -> tuple[RetPf, int]:
+    """Try until nothing that the MMU can mend stands in the way. What the instruction raises is delivered too."""
     engine = vcpu.engine
     ret = _open_window(vcpu, gva, windows)
     for _ in range(MAX_ATTEMPTS):
@@ -69,11 +75,12 @@ def _step_with_windows(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> tuple[Ret
             return ret, CpuExit.WALK_FAULT
         if vcpu.requests:
             vcpu.service_requests()
-        reason = engine.step()
-        if reason != CpuExit.WALK_FAULT or engine.box[VECTORING]:
-            _track_writes(vcpu, windows)
+        reason = engine.step() if event is None else engine.deliver(event)
+        if reason != CpuExit.WALK_FAULT:
             return RetPf.CONTINUE, reason
+        event = engine.vectoring()
         gva = Gva(engine.box[EXIT_VA])
+        vcpu.smap_active = engine.box[EXIT_SMAP] != 0
         ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
         if ret == RetPf.WRITE_PROTECTED:
             ret = _open_window(vcpu, gva, windows)

@@ -14,12 +14,12 @@ from ..cpu.mailbox import EXIT_SMAP, EXIT_VA, VECTORING
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_inj_exception, kvm_page_fault
 from ..x86 import GP_VECTOR, PF_VECTOR
+from .cr import load_pdptrs
 from .emulate import emulate_write
 from .exception import merge_events
 from .exit import ExitReason, KvmRun
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
-from .mmu.pte_write import kvm_mmu_unprotect_gfn
 from .mmu.role import kvm_calc_cpu_role
 from .mmu.root import kvm_mmu_free_roots, kvm_mmu_load
 from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
@@ -45,26 +45,26 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     if ret is RET_PF_FIXED and interrupted is None:
         return None
     if ret is RET_PF_WRITE_PROTECTED:
-        if interrupted is None:
-            return _emulate(vcpu, gva)
-        kvm_mmu_unprotect_gfn(vcpu.kvm, vcpu.walker.gfn)
-        ret = RET_PF_RETRY
+        return _emulate(vcpu, gva, interrupted)
+    return _page_fault_done(vcpu, gva, ret, interrupted)
+
+
+def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None) -> KvmRun | None:
     if ret is RET_PF_GUEST:
         return inject_page_fault(vcpu, gva, interrupted)
     if interrupted is not None:
-        engine.requeue(interrupted)
+        vcpu.engine.requeue(interrupted)
     if ret in _GO_ON:
         return None
     return page_fault_failed(vcpu, gva, ret)
 
 
-def _emulate(vcpu: Vcpu, gva: Gva) -> KvmRun | None:
-    """The instruction at RIP stores to a tracked page; run it under supervision, then handle how that ended."""
-    ret, reason = emulate_write(vcpu, gva)
-    if ret == RetPf.CONTINUE:
+def _emulate(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
+    """A store to a tracked page, by the instruction at RIP or by the delivery of an event: run it under supervision."""
+    ret, reason = emulate_write(vcpu, gva, interrupted)
+    if ret is RetPf.CONTINUE:
         return None if reason == CpuExit.QUANTUM else handle_exit(vcpu, reason)
-    gva = Gva(vcpu.engine.box[EXIT_VA])
-    return inject_page_fault(vcpu, gva, None) if ret == RetPf.GUEST else page_fault_failed(vcpu, gva, ret)
+    return _page_fault_done(vcpu, Gva(vcpu.engine.box[EXIT_VA]), ret, vcpu.engine.vectoring())
 
 
 def handle_exit(vcpu: Vcpu, reason: int) -> KvmRun | None:
@@ -110,9 +110,11 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
     if kvm_cr.on:
         kvm_cr(3, cr3)
     mode = paging_mode(cr0, cr4, efer)
-    if mode is not PagingMode.PT64:
-        text = f"paging mode cr0={cr0:#x} cr4={cr4:#x} efer={efer:#x} is not supported: only 4-level paging is"
-        return KvmRun(ExitReason.INTERNAL_ERROR, text)
+    if mode is PagingMode.PAE:
+        pdptrs = load_pdptrs(vcpu.kvm, cr3)
+        if pdptrs is None:
+            return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
+        vcpu.pdptrs = pdptrs
     role = kvm_calc_cpu_role(cr0, cr4, efer)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)

@@ -56,17 +56,6 @@ def _written_sptes(sp: KvmMmuPage, offset: int, length: int) -> range:
     return range(max(first - base, 0), min(max(last - base, 0), 512))
 
 
-def kvm_mmu_unprotect_gfn(kvm: Kvm, gfn: Gfn) -> None:
-    """Stop shadowing a page that the guest uses for something else, so that it can be written freely."""
-    kvm.mmu_lock.acquire()
-    invalid_list: list[KvmMmuPage] = []
-    for sp in list(kvm.page_hash.get(gfn, ())):
-        if not sp.direct:
-            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
-    kvm_mmu_commit_zap_page(kvm, invalid_list)
-    kvm.mmu_lock.release()
-
-
 def _detect_write_flooding(sp: KvmMmuPage) -> bool:
     if sp.root_count:
         return False
