@@ -220,10 +220,10 @@ def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
         smep = vcpu.cr4 & CR4_SMEP and not pferr & PFERR_USER
         return bool(smep and access & ACC_USER_MASK) or bool(pferr & PFERR_USER and not access & ACC_USER_MASK)
     if pferr & PFERR_USER:
-        return not access & ACC_USER_MASK or bool(pferr & PFERR_WRITE and not access & ACC_WRITE_MASK)
+        return not access & ACC_USER_MASK or (pferr & PFERR_WRITE != 0 and not access & ACC_WRITE_MASK)
     if access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP and vcpu.smap_active:
         return True
-    return bool(pferr & PFERR_WRITE and not access & ACC_WRITE_MASK and vcpu.cr0 & CR0_WP)
+    return pferr & PFERR_WRITE != 0 and not access & ACC_WRITE_MASK and vcpu.cr0 & CR0_WP != 0
 
 
 def _walk_error(vcpu: Vcpu, pferr: int, cause: int) -> RetPf:
