@@ -156,6 +156,20 @@ def test_smap_and_smep_keep_the_supervisor_out_of_user_pages() -> None:
     assert machine.engine.enter() == CpuExit.HLT
 
 
+def test_smap_holds_for_a_page_that_the_supervisor_runs_code_from() -> None:
+    machine = Machine()
+    machine.map(0x200000, 0x20000, P | W | U)
+    for page in range(0, LOW, 4096):
+        machine.map(page, page, P | W)
+    machine.code(0x20000, "mov rax,[0x200000]\n hlt", org=0x200000)
+    machine.code(CODE, "mov eax,0x200000\n jmp rax")
+    machine.reset()
+    machine.engine.cr4 |= CR4_SMAP
+    machine.load()
+    assert machine.engine.enter() == CpuExit.WALK_FAULT
+    assert (machine.engine.box[mb.EXIT_WHY], machine.engine.rip) == (WalkFault.SMAP, 0x200000)
+
+
 def test_a_table_that_names_a_frame_beyond_ram_is_an_exit_and_no_crash() -> None:
     machine = Machine()
     machine.map(0x200000, 1 << 45, P | W | U)

@@ -196,7 +196,16 @@ def fill_fetch(box, cpu, page, pfn, idx):
         st8(executed, 1)
         bump(box, mb.CODE_FLUSHES)
         call1(get(box, mb.FN_FLUSH), cpu)
-    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5, idx, 4096)
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5 if fetch_tells_read(box, idx) else 4, idx, 4096)
+
+
+@inline
+def fetch_tells_read(box, idx):
+    """May every page that can be fetched be read too? Not where a protection key or SMAP might refuse that."""
+    checks = get(box, mb.CHECKS)
+    if checks & x86.CR4_PKE:
+        return False
+    return idx != lay.MMU_KSMAP_IDX or not checks & x86.CR4_SMAP or checks & x86.CR4_SMEP != 0
 
 
 @inline
