@@ -1,0 +1,116 @@
+"""ACPI tables of the PC, built here rather than by firmware (ACPI specification 6.4, chapters 5 and 19).
+
+RSDP, RSDT, XSDT, FADT, FACS, MADT, and a DSDT that says no more than how to switch off. Interrupt routing as QEMU's:
+IRQ 0 is pin 2 of the IOAPIC; 5, 9, 10 and 11 are active-high and level-triggered; LINT1 is NMI.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from ..addr import Gpa
+from .a20 import RESET_CONTROL
+from .acpi_pm import PM1_CONTROL, PM1_EVENT, PM_TIMER
+from .apic_bits import APIC_DEFAULT_BASE
+from .ioapic import IOAPIC_BASE
+from .rtc_calendar import CENTURY
+
+ACPI_TABLES_SIZE = 0x1000
+"""Bytes that acpi_tables() needs from `base` on, for as many CPUs as there may be."""
+RSDP_GPA = Gpa(0xF_5000)
+MAX_CPUS = 255
+
+_OEM_ID, _OEM_TABLE, _CREATOR = b"SHADOW", b"SHADOWVM", b"SHVM"
+_SCI_IRQ = 9
+_LEVEL_IRQS = (5, 9, 10, 11)
+_ACTIVE_HIGH_LEVEL = 0x0D
+_FADT_FLAGS = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 10  # WBINVD, C1, sleep button by method, reset register
+_BOOT_ARCH = 1 << 0 | 1 << 1  # ISA devices, 8042
+_IO_SPACE = 1
+_NO_C_STATE = 0x0FFF
+
+
+def _checksum(data: bytes | bytearray) -> int:
+    return -sum(data) & 0xFF
+
+
+def _table(signature: bytes, revision: int, body: bytes) -> bytes:
+    """A table with its header and checksum."""
+    header = struct.pack(
+        "<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, _OEM_ID, _OEM_TABLE, 1, _CREATOR, 1
+    )
+    table = bytearray(header + body)
+    table[9] = _checksum(table)
+    return bytes(table)
+
+
+def _gas(port: int, bits: int, access: int) -> bytes:
+    """A generic address structure for I/O ports; all zeros for none."""
+    return struct.pack("<BBBBQ", _IO_SPACE, bits, 0, access, port) if port else bytes(12)
+
+
+def _rsdp(rsdt: int, xsdt: int) -> bytes:
+    rsdp = bytearray(struct.pack("<8sB6sBIIQB3x", b"RSD PTR ", 0, _OEM_ID, 2, rsdt, 36, xsdt, 0))
+    rsdp[8] = _checksum(rsdp[:20])
+    rsdp[32] = _checksum(rsdp)
+    return bytes(rsdp)
+
+
+def _madt(cpus: int) -> bytes:
+    parts = [struct.pack("<II", APIC_DEFAULT_BASE, 1)]
+    parts += [struct.pack("<BBBBI", 0, 8, cpu, cpu, 1) for cpu in range(cpus)]
+    parts.append(struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC_BASE, 0))
+    parts.append(struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0))
+    parts += [struct.pack("<BBBBIH", 2, 10, 0, irq, irq, _ACTIVE_HIGH_LEVEL) for irq in _LEVEL_IRQS]
+    parts.append(struct.pack("<BBBHB", 4, 6, 0xFF, 0, 1))
+    return _table(b"APIC", 3, b"".join(parts))
+
+
+def _facs() -> bytes:
+    return struct.pack("<4sIIIIIQB31x", b"FACS", 64, 0, 0, 0, 0, 0, 2)
+
+
+def _fadt(facs: int, dsdt: int) -> bytes:
+    body = struct.pack("<IIBBHIBBBB", facs, dsdt, 0, 0, _SCI_IRQ, 0, 0, 0, 0, 0)
+    body += struct.pack("<8I", PM1_EVENT, 0, PM1_CONTROL, 0, 0, PM_TIMER, 0, 0)
+    body += struct.pack("<8B", 4, 2, 0, 4, 0, 0, 0, 0)
+    body += struct.pack(
+        "<HHHHBBBBBHBI", _NO_C_STATE, _NO_C_STATE, 0, 0, 0, 0, 0, 0, CENTURY, _BOOT_ARCH, 0, _FADT_FLAGS
+    )
+    body += _gas(RESET_CONTROL, 8, 1) + struct.pack("<BHB", 0x06, 0, 1)
+    body += struct.pack("<QQ", 0, dsdt)
+    body += _gas(PM1_EVENT, 32, 2) + _gas(0, 0, 0) + _gas(PM1_CONTROL, 16, 2) + _gas(0, 0, 0) + _gas(0, 0, 0)
+    body += _gas(PM_TIMER, 32, 3) + _gas(0, 0, 0) + _gas(0, 0, 0)
+    body += _gas(0, 0, 0) + _gas(0, 0, 0)
+    return _table(b"FACP", 5, body)
+
+
+def _dsdt() -> bytes:
+    r"""Name (\_S5_, Package (4) {Zero, Zero, Zero, Zero}): sleep type 0 is off."""
+    package = bytes((0x12, 0x06, 0x04, 0, 0, 0, 0))
+    return _table(b"DSDT", 1, b"\x08_S5_" + package)
+
+
+def acpi_tables(cpus: int, base: Gpa, rsdp: Gpa = RSDP_GPA) -> list[tuple[Gpa, bytes]]:
+    """What to put where: the RSDP at `rsdp`, all else in [base, base + ACPI_TABLES_SIZE).
+
+    `base` is page-aligned. Guests find an RSDP at multiples of 16 from 0xe0000 to 0xfffff.
+    """
+    assert 1 <= cpus <= MAX_CPUS
+    placed: list[tuple[Gpa, bytes]] = []
+    end = base
+
+    def place(data: bytes) -> Gpa:
+        nonlocal end
+        gpa = end
+        placed.append((gpa, data))
+        end = Gpa(gpa + (len(data) + 63 & ~63))
+        return gpa
+
+    facs = place(_facs())
+    dsdt = place(_dsdt())
+    tables = [place(_fadt(facs, dsdt)), place(_madt(cpus))]
+    rsdt = place(_table(b"RSDT", 1, struct.pack(f"<{len(tables)}I", *tables)))
+    xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
+    assert end - base <= ACPI_TABLES_SIZE
+    return [(rsdp, _rsdp(rsdt, xsdt)), *placed]
