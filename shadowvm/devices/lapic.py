@@ -275,7 +275,7 @@ class Lapic:
     def local_interrupt(self, entry: int) -> None:
         """A source of this CPU's own asks for what its LVT entry says."""
         lvt = self.lvt[entry]
-        if lvt & LVT_MASKED or not self.enabled:
+        if lvt & LVT_MASKED:
             return
         mode = DeliveryMode.FIXED if entry in (LVT_TIMER, LVT_ERROR) else DeliveryMode(lvt >> 8 & 7)
         if mode == DeliveryMode.EXTINT:
@@ -288,11 +288,15 @@ class Lapic:
             self.lvt[entry] |= LVT_REMOTE_IRR
 
     def set_line(self, line: int, level: int) -> None:
-        """Drive LINT0 or LINT1 (a Pin)."""
+        """Drive LINT0 or LINT1 (a Pin). With the APIC off they are the CPU's INTR and NMI."""
         rising = level and not self.lines[line]
         self.lines[line] = level
-        if rising:
+        if rising and self.enabled:
             self.local_interrupt(LVT_LINT0 + line)
+        elif rising and line == 0:
+            self.notify()
+        elif rising:
+            self.receive(DeliveryMode.NMI, 0, False)
 
     def _end_of_lint(self, vector: int) -> None:
         for line in (0, 1):

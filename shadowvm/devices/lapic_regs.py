@@ -154,13 +154,9 @@ def _write_lvt(lapic: Lapic, entry: int, value: int) -> None:
     if entry == LVT_TIMER:
         lapic.timer.set_mode(value >> 17 & 3)
     if entry in (LVT_LINT0, LVT_LINT1) and lapic.lines[entry - LVT_LINT0]:
-        _line_is_up(lapic, entry)
-
-
-def _line_is_up(lapic: Lapic, entry: int) -> None:
-    """Opening a level-triggered input, or the way of the 8259, lets what waits there in."""
-    if lapic.lvt[entry] & LVT_LEVEL or lapic.extint_enabled:
-        lapic.local_interrupt(entry)
+        waits = value & LVT_LEVEL or (entry == LVT_LINT0 and lapic.extint_enabled)
+        if waits:
+            lapic.local_interrupt(entry)
 
 
 def write_icr(lapic: Lapic, icr: int) -> None:

@@ -195,6 +195,12 @@ def test_without_a_local_apic_the_8259_reaches_the_boot_cpu_only():
         assert lapic.write_msr(BASE_MSR, lapic.base & ~(1 << 11))
         lapic.set_line(0, 1)
     assert (apics[0].extint_pending, apics[1].extint_pending) == (True, False)
+    apics.events.clear()
+    for level in (0, 1):
+        apics[0].set_line(0, level)
+        apics[0].set_line(1, level)
+    assert apics.events == [0, 0]
+    assert apics[0].take_nmi()
 
 
 def test_lint1_as_nmi(apics):
@@ -202,6 +208,8 @@ def test_lint1_as_nmi(apics):
     apics[0].set_line(1, 1)
     apics[0].set_line(1, 1)
     assert [apics[0].take_nmi(), apics[0].take_nmi()] == [True, False]
+    apics[0].write(LVT1, 0x400)
+    assert not apics[0].take_nmi(), "the edge is over"
 
 
 def test_a_level_triggered_lint_comes_again_until_it_is_down(apics):
