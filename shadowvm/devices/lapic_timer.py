@@ -119,4 +119,6 @@ class LapicTimer:
     def load(self, saved: dict[str, Any]) -> None:
         """The inverse of state(), after the clock's."""
         load_fields(self, self._STATE, saved)
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.clock.rearm(saved["timer"], self._expired)

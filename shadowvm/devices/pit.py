@@ -39,6 +39,7 @@ class Pit:
     def __init__(self, clock: VirtualClock, irq: IrqLine) -> None:
         self.clock = clock
         self.irq = irq
+        irq.level = 1  # as mode 3 starts: else the first control word would look like an interrupt
         self.channels = [PitChannel(gate=True), PitChannel(gate=True), PitChannel(gate=False)]
         self.speaker = 0
         self._timer: Timer | None = None
@@ -110,4 +111,6 @@ class Pit:
             channel.load(each)
         self.speaker, self.irq.level = saved["speaker"], saved["irq"]
         tick = ticks(saved["timer"][0]) if saved["timer"] else 0
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.clock.rearm(saved["timer"], lambda: self._change(tick))

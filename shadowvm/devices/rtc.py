@@ -223,6 +223,8 @@ class Rtc:
         """The inverse of state(), after the clock's; sinks of the line are not called."""
         load_fields(self, self._STATE, saved)
         self.irq.level = saved["irq"]
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.clock.rearm(saved["timer"], self._due)
 
 

@@ -50,6 +50,13 @@ def test_channel_0_interrupts_at_its_rate(board):
     assert {b - a for a, b in zip(board.edges, board.edges[1:], strict=False)} <= {10_000_150, 10_000_151}
 
 
+def test_programming_a_periodic_mode_is_no_interrupt(board):
+    for mode in (0x34, 0x36, 0x34):
+        board.out(0x43, mode)
+        board.out(0x40, 0, 0)
+    assert board.edges == []
+
+
 def test_a_one_shot_interrupts_once_and_can_be_set_again(board):
     for _ in range(2):
         board.edges.clear()
