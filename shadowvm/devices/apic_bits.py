@@ -11,6 +11,7 @@ BASE_BSP, BASE_X2APIC, BASE_ENABLE = 1 << 8, 1 << 10, 1 << 11
 LVT_TIMER, LVT_THERMAL, LVT_PERFORMANCE, LVT_LINT0, LVT_LINT1, LVT_ERROR = range(6)
 """Entries of the local vector table, in order of their registers."""
 LVT_MASKED = 1 << 16
+LVT_MODE = 7 << 8
 LVT_REMOTE_IRR, LVT_LEVEL = 1 << 14, 1 << 15
 LVT_WRITABLE = (0x700FF, 0x107FF, 0x107FF, 0x1A7FF, 0x1A7FF, 0x100FF)
 

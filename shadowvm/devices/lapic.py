@@ -25,6 +25,7 @@ from .apic_bits import (
     LVT_LINT0,
     LVT_LINT1,
     LVT_MASKED,
+    LVT_MODE,
     LVT_REMOTE_IRR,
     LVT_TIMER,
     SVR_ENABLE,
@@ -288,14 +289,17 @@ class Lapic:
             self.lvt[entry] |= LVT_REMOTE_IRR
 
     def set_line(self, line: int, level: int) -> None:
-        """Drive LINT0 or LINT1 (a Pin). With the APIC off they are the CPU's INTR and NMI."""
+        """Drive LINT0 or LINT1 (a Pin). With the APIC off they are the CPU's INTR and NMI.
+
+        The 8259 pair calls for LINT0 whenever its vector changes, too, and so does on_event.
+        """
         rising = level and not self.lines[line]
         self.lines[line] = level
-        if rising and self.enabled:
-            self.local_interrupt(LVT_LINT0 + line)
-        elif rising and line == 0:
+        if line == 0 and self.extint_enabled:
             self.notify()
-        elif rising:
+        elif rising and self.enabled:
+            self.local_interrupt(LVT_LINT0 + line)
+        elif rising and line == 1:
             self.receive(DeliveryMode.NMI, 0, False)
 
     def _end_of_lint(self, vector: int) -> None:
@@ -311,7 +315,7 @@ class Lapic:
         """Interrupts of the 8259 pair reach this CPU: LINT0 passes them, or the boot CPU's APIC is off."""
         if not self.enabled:
             return self.is_bsp
-        return self.lvt[LVT_LINT0] & (LVT_MASKED | 7 << 8) == _LVT_EXTINT
+        return self.lvt[LVT_LINT0] & (LVT_MASKED | LVT_MODE) == _LVT_EXTINT
 
     @property
     def extint_pending(self) -> bool:

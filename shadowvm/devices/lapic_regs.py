@@ -42,6 +42,7 @@ from .apic_bits import (
     LVT_LINT0,
     LVT_LINT1,
     LVT_MASKED,
+    LVT_MODE,
     LVT_REMOTE_IRR,
     LVT_TIMER,
     LVT_WRITABLE,
@@ -153,10 +154,10 @@ def _write_lvt(lapic: Lapic, entry: int, value: int) -> None:
     lapic.lvt[entry] = value
     if entry == LVT_TIMER:
         lapic.timer.set_mode(value >> 17 & 3)
-    if entry in (LVT_LINT0, LVT_LINT1) and lapic.lines[entry - LVT_LINT0]:
-        waits = value & LVT_LEVEL or (entry == LVT_LINT0 and lapic.extint_enabled)
-        if waits:
-            lapic.local_interrupt(entry)
+    fixed_level = value & (LVT_LEVEL | LVT_MODE) == LVT_LEVEL
+    if entry in (LVT_LINT0, LVT_LINT1) and fixed_level and lapic.lines[entry - LVT_LINT0]:
+        lapic.local_interrupt(entry)
+    lapic.notify()
 
 
 def write_icr(lapic: Lapic, icr: int) -> None:

@@ -3,9 +3,9 @@
     lines 0-7 -> master -> output -> LINT0 of the boot CPU's local APIC
     lines 8-15 -> slave -> line 2 of the master
 
-`set_irq` is the Pin for interrupt lines. When `level` (the master's INT) is up, the CPU that takes the interrupt calls
-acknowledge() for its vector; without a request left it gets a spurious 7. Ports 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1.
-Where the data sheet and QEMU differ, QEMU: an edge stays latched when its line falls before it is acknowledged.
+`set_irq` is the Pin for interrupt lines. While `level` (the master's INT) is up, the CPU that takes the interrupt
+calls acknowledge() for its vector, which peek() tells; without a request left it gets a spurious 7. Where the data
+sheet and QEMU differ, QEMU: an edge stays latched when its line falls before it is acknowledged.
 """
 
 from __future__ import annotations
@@ -169,13 +169,14 @@ class Pic8259:
 
 
 class Pic:
-    """Both chips, cascaded. `level` is the master's INT; `output` is called with it when it changes."""
+    """Both chips, cascaded. `output` is called with `level`, the master's INT, when that or peek() changes."""
 
-    __slots__ = ("level", "master", "output", "slave")
+    __slots__ = ("_vector", "level", "master", "output", "slave")
 
     def __init__(self, output: Callable[[int], None]) -> None:
         self.output = output
         self.level = 0
+        self._vector: int | None = None
         self.master, self.slave = Pic8259(0), Pic8259(1)
 
     def set_irq(self, irq: int, level: int) -> None:
@@ -185,10 +186,19 @@ class Pic:
 
     def _update(self) -> None:
         self.master.set_line(CASCADE_IRQ, int(self.slave.pending() is not None))
-        level = int(self.master.pending() is not None)
-        if level != self.level:
-            self.level = level
-            self.output(level)
+        vector = self.peek() if self.master.pending() is not None else None
+        if vector != self._vector:
+            self._vector = vector
+            self.level = int(vector is not None)
+            self.output(self.level)
+
+    def peek(self) -> int:
+        """The vector that acknowledge() would give now."""
+        irq = self.master.pending()
+        if irq == CASCADE_IRQ:
+            irq = self.slave.pending()
+            return self.slave.base + (SPURIOUS_IRQ if irq is None else irq)
+        return self.master.base + (SPURIOUS_IRQ if irq is None else irq)
 
     def _acknowledge(self, chip: Pic8259, irq: int) -> None:
         """INTA of one chip. The slave's INT falls with it, so that a further request is a new edge at the master."""
@@ -246,10 +256,15 @@ class Pic:
 
     def state(self) -> dict[str, Any]:
         """Plain data."""
-        return {"level": self.level, "master": self.master.state(), "slave": self.slave.state()}
+        return {
+            "level": self.level,
+            "vector": self._vector,
+            "master": self.master.state(),
+            "slave": self.slave.state(),
+        }
 
     def load(self, saved: dict[str, Any]) -> None:
         """The inverse of state(); `output` is not called."""
-        self.level = saved["level"]
+        self.level, self._vector = saved["level"], saved["vector"]
         self.master.load(saved["master"])
         self.slave.load(saved["slave"])

@@ -90,6 +90,29 @@ def test_int_follows_request_and_acknowledge(pair):
     assert (pair.irr(), pair.isr()) == (0, 1 << 3)
 
 
+def test_output_is_called_whenever_the_vector_changes(pair):
+    seen = []
+    pair.pic.output = lambda level: seen.append((level, pair.pic.peek() if level else None))
+    pair.edge(4)
+    pair.edge(5)
+    pair.edge(1)
+    pair.out(MASTER + 1, 1 << 1)
+    pair.out(MASTER + 1, 0xFF)
+    pair.out(MASTER + 1, 0)
+    pair.edge(0)
+    assert seen == [(1, 0x24), (1, 0x21), (1, 0x24), (0, None), (1, 0x21), (1, 0x20)]
+
+
+@pytest.mark.parametrize("spurious", [False, True])
+@pytest.mark.parametrize("irq", [0, 3, 7, 8, 15])
+def test_peek_tells_what_acknowledge_gives(pair, irq, spurious):
+    pair.edge(irq)
+    if spurious:
+        (pair.pic.slave if irq >= 8 else pair.pic.master).imr = 0xFF
+    expected = pair.pic.peek()
+    assert pair.pic.acknowledge() == expected
+
+
 def test_masked_lines_wait(pair):
     pair.out(MASTER + 1, 1 << 3)
     pair.edge(3)
