@@ -169,7 +169,9 @@ class ShadowRules:
             if not gpte & PT_PRESENT or not gpte & PT_ACCESSED:
                 self.fail("I23", where, f"the guest's entry {gpte:#x} is not present and accessed")
             if spte & PT_WRITABLE and not gpte & PT_DIRTY:
-                self.fail("I23", f"{where} is writable", f"the guest's entry {gpte:#x} would miss the store: it is clean")
+                self.fail(
+                    "I23", f"{where} is writable", f"the guest's entry {gpte:#x} would miss the store: it is clean"
+                )
             allowed = sp.access & entry_access(gpte)
             expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT)
         if sp.gfn_of(index) != expected:
