@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
+import tempfile
 from pathlib import Path
-
-from tests.cpu.asm import _nasm
 
 ORIGIN = 0x100000
 EM_X86_64 = 62
@@ -29,9 +29,17 @@ def assemble(source: str) -> bytes:
     if key not in known:
         if not os.environ.get("SHADOWVM_ASSEMBLE"):
             raise LookupError(f"not assembled: {source!r}")
-        known[key] = _nasm(source, ORIGIN).hex()
+        known[key] = _nasm(source).hex()
         TABLE.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
     return bytes.fromhex(known[key])
+
+
+def _nasm(source: str) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        text, out = Path(directory, "a.s"), Path(directory, "a.bin")
+        text.write_text(f"bits 64\norg {ORIGIN}\ndefault abs\n{source}\n")
+        subprocess.run(["nasm", "-f", "bin", "-o", out, text], check=True)
+        return out.read_bytes()
 
 
 def elf(
@@ -129,3 +137,19 @@ xor eax, eax
 {EXIT}
 """
 """Map 4 MiB by a clean 4 KiB entry, read it, point the entry at the next frame and write it."""
+
+ALIASED_TABLE = f"""
+mov qword [0x300000], 0x400063
+mov qword [0xb018], 0x300023
+mov rax, cr3
+mov cr3, rax
+mov qword [0x600000], 0x500063
+mov qword [0x400008], 0
+mov qword [0xb020], 0x400023
+mov rax, cr3
+mov cr3, rax
+mov rax, [0x800000]
+xor eax, eax
+{EXIT}
+"""
+"""Write the frame at 4 MiB through two mappings, and then make it the page table of 8 MiB."""

@@ -32,6 +32,7 @@ CHASE = Guest("chase", "nodes=32k steps=4000")
 HELLO = Guest("hello")
 ZERO_PAGE = Guest("tiny", source=tiny.READ_THEN_WRITE)
 LARGE_PAGE = Guest("tiny", source=tiny.CLEAN_LARGE_PAGE)
+ALIASED = Guest("tiny", source=tiny.ALIASED_TABLE)
 REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE)
 ROOT_ZAPPED = Guest("tiny", source=tiny.ODD_STORE_TO_ROOT)
 
@@ -294,6 +295,42 @@ MMU_BUGS = [
         "allocation under mmu_lock",
         "lockdep",
         [(page_fault.fetch, "kvm = vcpu.kvm\n", "kvm = vcpu.kvm; kvm.mm.host.alloc_page()\n")],
+    ),
+    Bug(
+        "only one spte of a frame write-protected",
+        "I25",
+        [(rmap.rmap_write_protect, "            flush = True", "            return True")],
+        ALIASED,
+    ),
+    Bug(
+        "only one spte of a frame zapped",
+        "I3 I21",
+        [(rmap.kvm_zap_rmap, "for sptep in head:", "for sptep in head[:1]:")],
+        CHURN,
+    ),
+    Bug(
+        "shadow page found without its role",
+        "I22 I23",
+        [(shadow.kvm_mmu_get_shadow_page, "sp.role == role and", "")],
+        CHURN,
+    ),
+    Bug(
+        "guest's dirty bit forgotten",
+        "I22 I23",
+        [(guest_walker._update_accessed_dirty_bits, "new |= PT_DIRTY", "pass")],
+        LARGE_PAGE,
+    ),
+    Bug(
+        "read makes a clean page writable",
+        "I22 I23",
+        [(guest_walker.protect_clean_gpte, "walker.pte_access & ~ACC_WRITE_MASK", "walker.pte_access")],
+        LARGE_PAGE,
+    ),
+    Bug(
+        "root of another CR3",
+        "I22",
+        [(root._alloc_root, "vcpu.root_gfn, pack", "vcpu.root_gfn + (vcpu.root_gfn != 9), pack")],
+        CHURN,
     ),
 ]
 
