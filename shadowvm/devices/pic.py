@@ -68,14 +68,11 @@ class Pic8259:
     def set_line(self, pin: int, level: int) -> None:
         """Drive an input."""
         bit = 1 << pin
-        latched = self.irr & bit
         if self.ltim or self.elcr & bit:
             self.irr = self.irr | bit if level else self.irr & ~bit
         elif level and not self.lines & bit:
             self.irr |= bit
         self.lines = self.lines | bit if level else self.lines & ~bit
-        if level and kvm_pic_set_irq.on:
-            kvm_pic_set_irq(self.chip, pin, self.elcr, self.imr, bool(latched))
 
     def _first(self, mask: int) -> int | None:
         """Distance from the top priority to the first line of `mask`."""
@@ -181,7 +178,10 @@ class Pic:
 
     def set_irq(self, irq: int, level: int) -> None:
         """Drive line 0 to 15 (a Pin)."""
-        (self.slave if irq >= 8 else self.master).set_line(irq & 7, level)
+        chip, pin = self.slave if irq >= 8 else self.master, irq & 7
+        if level and kvm_pic_set_irq.on:
+            kvm_pic_set_irq(chip.chip, pin, chip.elcr, chip.imr, chip.irr >> pin & 1)
+        chip.set_line(pin, level)
         self._update()
 
     def _update(self) -> None:

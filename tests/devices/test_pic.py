@@ -5,6 +5,7 @@ import json
 import pytest
 
 from shadowvm.devices.pic import Pic
+from shadowvm.events import attached, kvm_pic_set_irq
 
 MASTER, SLAVE = 0x20, 0xA0
 EOI, ROTATE_EOI = 0x20, 0xA0
@@ -262,6 +263,7 @@ def test_poll_takes_the_place_of_the_acknowledge_cycle(pair):
     assert (pair.isr(MASTER), pair.isr(SLAVE)) == (4, 4)
     pair.out(MASTER, 0x0C)
     assert pair.read(MASTER) == 0, "line 3 waits for the slave's EOI"
+    assert pair.pic.level == 0
 
 
 def test_initialization_clears_masks_and_edges_and_keeps_level_requests(pair):
@@ -283,6 +285,40 @@ def test_icw1_without_ic4_and_cascade_wants_one_word():
     pair.out(MASTER + 1, 0x40)
     pair.out(MASTER + 1, 0xFB)
     assert (pair.pic.master.base, pair.read(MASTER + 1)) == (0x40, 0xFB)
+
+
+@pytest.mark.parametrize(("icw1", "words", "imr"), [(0x10, 2, 0), (0x11, 3, 0), (0x12, 1, 0), (0x13, 2, 0)])
+def test_icw1_says_how_many_words_follow(icw1, words, imr):
+    pic = Pic(lambda level: None)
+    pic.port_write(MASTER, 1, icw1)
+    for _ in range(words):
+        pic.port_write(MASTER + 1, 1, 0x00)
+    assert pic.port_read(MASTER + 1, 1) == imr
+    pic.port_write(MASTER + 1, 1, 0x5A)
+    assert pic.port_read(MASTER + 1, 1) == 0x5A
+
+
+def test_registers_are_read_as_ocw3_chose(pair):
+    pair.edge(1)
+    pair.pic.acknowledge()
+    pair.edge(6)
+    assert (pair.irr(), pair.read(MASTER)) == (1 << 6, 1 << 6)
+    assert (pair.isr(), pair.read(MASTER)) == (1 << 1, 1 << 1)
+    pair.out(MASTER, 0x09)
+    assert pair.read(MASTER) == 1 << 1, "without the read bit the choice stays"
+
+
+def test_rising_lines_are_traced(pair):
+    lines = []
+    pair.out(0x4D1, 1 << 2)
+    pair.out(MASTER + 1, 1 << 4)
+    with attached(lambda point, args: lines.append(point.format(args)), [kvm_pic_set_irq]):
+        pair.edge(4, 4, 10)
+    assert lines == [
+        "chip 0 pin 4 (edge|masked)",
+        "chip 0 pin 4 (edge|masked) (coalesced)",
+        "chip 1 pin 2 (level)",
+    ]
 
 
 def test_state_round_trip(pair):
