@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from shadowvm.devices.irq import IrqLine
 from shadowvm.devices.uart import COM1, Uart
 
 DATA, IER, IIR, LCR, MCR, LSR, MSR, SCR = range(COM1, COM1 + 8)
@@ -65,3 +68,32 @@ def test_the_fifo_shows_in_the_interrupt_register() -> None:
     assert device.port_read(IIR, 1) == 0x01
     device.port_write(IIR, 1, 0x01)
     assert device.port_read(IIR, 1) == 0xC1
+
+
+def test_the_empty_transmitter_interrupts_until_it_is_identified_or_fed() -> None:
+    edges = []
+    irq = IrqLine([(lambda pin, level: edges.append(level), 4)])
+    device = Uart(lambda byte: None, irq=irq)
+    device.port_write(DATA, 1, 0x41)
+    assert device.port_read(IIR, 1) == 1
+    device.port_write(IER, 1, 0x02)
+    assert edges == [1]
+    assert [device.port_read(IIR, 1), device.port_read(IIR, 1)] == [0x02, 0x01]
+    assert edges == [1, 0]
+    device.port_write(DATA, 1, 0x42)
+    device.port_write(DATA, 1, 0x43)
+    assert edges == [1, 0, 1, 0, 1]
+    device.port_write(IER, 1, 0)
+    assert irq.level == 0
+
+
+def test_state_round_trip() -> None:
+    device, _ = uart()
+    device.port_write(MCR, 1, LOOP | 8)
+    device.port_write(DATA, 1, 0x41)
+    device.port_write(IER, 1, 2)
+    device.port_write(SCR, 1, 9)
+    other, _ = uart()
+    other.load(json.loads(json.dumps(device.state())))
+    assert other.state() == device.state()
+    assert [other.port_read(port, 1) for port in (DATA, IER, IIR, SCR)] == [0x41, 2, 2, 9]
