@@ -31,7 +31,7 @@ from .apic_bits import (
     SVR_ENABLE,
 )
 from .clock import VirtualClock
-from .lapic_bus import ApicMessage, DeliveryMode, LapicBus
+from .lapic_bus import DeliveryMode, LapicBus
 from .lapic_msr import read_msr, write_msr
 from .lapic_regs import read_register, write_register
 from .lapic_timer import LapicTimer
@@ -69,6 +69,17 @@ class Lapic:
         *("nmis", "nmi_blocked", "init_pending", "waiting", "sipi"),
     )
     __slots__ = ("bus", "clock", "cpu", "maxphyaddr", "on_event", "timer", "tsc_deadline", "x2apic", *_STATE)
+
+    id: int
+    base: int
+    tpr: int
+    svr: int
+    ldr: int
+    dfr: int
+    esr: int
+    icr: int
+    lvt: list[int]
+    timer: LapicTimer
 
     def __init__(
         self,
@@ -257,15 +268,8 @@ class Lapic:
         self.notify()
         return True
 
-    def is_destination(self, message: ApicMessage) -> bool:
-        """The message's destination names this APIC."""
-        if not self.enabled:
-            return False
-        if message.broadcast:
-            return True
-        if not message.logical:
-            return message.dest == self.id
-        dest = message.dest
+    def has_logical_id(self, dest: int) -> bool:
+        """A logical destination names this APIC: a set of bits, flat or of one cluster."""
         if self.x2apic_mode:
             return dest >> 16 == self.ldr >> 16 and bool(dest & self.ldr & 0xFFFF)
         logical = self.ldr >> 24

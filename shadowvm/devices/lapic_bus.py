@@ -55,7 +55,14 @@ class LapicBus:
 
     def deliver(self, message: ApicMessage) -> bool:
         """Send to whom the destination names; False if nobody accepted."""
-        return self.send(message, [lapic for lapic in self.lapics if lapic.is_destination(message)])
+        dest = message.dest
+        if message.broadcast:
+            targets = [lapic for lapic in self.lapics if lapic.enabled]
+        elif message.logical:
+            targets = [lapic for lapic in self.lapics if lapic.enabled and lapic.has_logical_id(dest)]
+        else:
+            targets = [lapic for lapic in self.lapics if lapic.id == dest and lapic.enabled]
+        return self.send(message, targets)
 
     def send(self, message: ApicMessage, targets: Iterable[Lapic]) -> bool:
         """Send to `targets`, or to one of them if the mode is lowest priority."""

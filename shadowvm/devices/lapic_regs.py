@@ -6,6 +6,7 @@ MSR it is #GP, which the caller raises.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..events import kvm_apic, kvm_apic_ipi
@@ -70,59 +71,45 @@ def read_register(lapic: Lapic, offset: int) -> int | None:
 
 
 def _read(lapic: Lapic, offset: int) -> int | None:
+    reader = _READERS.get(offset)
+    if reader is not None:
+        return reader(lapic)
     if APIC_LVTT <= offset < _LVT_END:
         return lapic.lvt[offset - APIC_LVTT >> 4]
     if APIC_ISR <= offset < APIC_ESR:
         mask = {APIC_ISR: lapic.isr, APIC_TMR: lapic.tmr, APIC_IRR: lapic.irr}[offset & ~0x7F]
         return mask >> 32 * (offset >> 4 & 7) & 0xFFFF_FFFF
-    if offset == APIC_ID:
-        return lapic.id if lapic.x2apic_mode else lapic.id << 24
-    return {
-        APIC_LVR: APIC_VERSION,
-        APIC_TASKPRI: lapic.tpr,
-        APIC_ARBPRI: lapic.ppr,
-        APIC_PROCPRI: lapic.ppr,
-        APIC_LDR: lapic.ldr,
-        APIC_DFR: lapic.dfr,
-        APIC_SPIV: lapic.svr,
-        APIC_ESR: lapic.esr,
-        APIC_ICR: lapic.icr & 0xFFFF_FFFF,
-        APIC_ICR2: lapic.icr >> 32,
-        APIC_TMICT: lapic.timer.initial,
-        APIC_TMCCT: lapic.timer.current(),
-        APIC_TDCR: lapic.timer.divide,
-        APIC_EOI: 0,
-    }.get(offset)
+    return None
+
+
+_READERS: dict[int, Callable[[Lapic], int]] = {
+    APIC_ID: lambda lapic: lapic.id if lapic.x2apic_mode else lapic.id << 24,
+    APIC_LVR: lambda lapic: APIC_VERSION,
+    APIC_TASKPRI: lambda lapic: lapic.tpr,
+    APIC_ARBPRI: lambda lapic: lapic.ppr,
+    APIC_PROCPRI: lambda lapic: lapic.ppr,
+    APIC_EOI: lambda lapic: 0,
+    APIC_LDR: lambda lapic: lapic.ldr,
+    APIC_DFR: lambda lapic: lapic.dfr,
+    APIC_SPIV: lambda lapic: lapic.svr,
+    APIC_ESR: lambda lapic: lapic.esr,
+    APIC_ICR: lambda lapic: lapic.icr & 0xFFFF_FFFF,
+    APIC_ICR2: lambda lapic: lapic.icr >> 32,
+    APIC_TMICT: lambda lapic: lapic.timer.initial,
+    APIC_TMCCT: lambda lapic: lapic.timer.current(),
+    APIC_TDCR: lambda lapic: lapic.timer.divide,
+}
 
 
 def write_register(lapic: Lapic, offset: int, value: int) -> bool:
     """32 bits; False where there is no register that can be written."""
     if kvm_apic.on:
         kvm_apic(1, offset, value)
-    if APIC_LVTT <= offset < _LVT_END:
+    writer = _WRITERS.get(offset)
+    if writer is not None:
+        writer(lapic, value)
+    elif APIC_LVTT <= offset < _LVT_END:
         _write_lvt(lapic, offset - APIC_LVTT >> 4, value)
-    elif offset == APIC_ID:
-        lapic.id = value >> 24
-    elif offset == APIC_TASKPRI:
-        lapic.set_tpr(value)
-    elif offset == APIC_EOI:
-        lapic.end_of_interrupt()
-    elif offset == APIC_LDR:
-        lapic.ldr = value & 0xFF00_0000
-    elif offset == APIC_DFR:
-        lapic.dfr = value | DFR_FLAT >> 4
-    elif offset == APIC_SPIV:
-        _write_svr(lapic, value & SVR_WRITABLE)
-    elif offset == APIC_ESR:
-        lapic.esr, lapic.errors = lapic.errors, 0
-    elif offset == APIC_ICR:
-        write_icr(lapic, lapic.icr & ~0xFFFF_FFFF | value)
-    elif offset == APIC_ICR2:
-        lapic.icr = lapic.icr & 0xFFFF_FFFF | (value & 0xFF00_0000) << 32
-    elif offset == APIC_TMICT:
-        lapic.timer.set_initial(value)
-    elif offset == APIC_TDCR:
-        lapic.timer.set_divide(value)
     else:
         if not lapic.x2apic_mode:
             lapic.error(ESR_ILLEGAL_REGISTER)
@@ -130,9 +117,30 @@ def write_register(lapic: Lapic, offset: int, value: int) -> bool:
     return True
 
 
+def _write_id(lapic: Lapic, value: int) -> None:
+    lapic.id = value >> 24
+
+
+def _write_ldr(lapic: Lapic, value: int) -> None:
+    lapic.ldr = value & 0xFF00_0000
+
+
+def _write_dfr(lapic: Lapic, value: int) -> None:
+    lapic.dfr = value | DFR_FLAT >> 4
+
+
+def _write_esr(lapic: Lapic, value: int) -> None:
+    """Any write shows the errors since the last."""
+    lapic.esr, lapic.errors = lapic.errors, 0
+
+
+def _write_icr_high(lapic: Lapic, value: int) -> None:
+    lapic.icr = lapic.icr & 0xFFFF_FFFF | (value & 0xFF00_0000) << 32
+
+
 def _write_svr(lapic: Lapic, value: int) -> None:
     """Disabling by software masks the local vector table."""
-    lapic.svr = value
+    lapic.svr = value & SVR_WRITABLE
     if not value & SVR_ENABLE:
         lapic.lvt = [entry | LVT_MASKED for entry in lapic.lvt]
     lapic.notify()
@@ -192,6 +200,20 @@ def _send(lapic: Lapic, message: ApicMessage, shorthand: int) -> None:
         others = [each for each in everybody if each is not lapic]
         lapic.bus.send(message, everybody if shorthand == _SHORTHAND_ALL else others)
 
+
+_WRITERS: dict[int, Callable[[Lapic, int], None]] = {
+    APIC_ID: _write_id,
+    APIC_TASKPRI: lambda lapic, value: lapic.set_tpr(value),
+    APIC_EOI: lambda lapic, value: lapic.end_of_interrupt(),
+    APIC_LDR: _write_ldr,
+    APIC_DFR: _write_dfr,
+    APIC_SPIV: _write_svr,
+    APIC_ESR: _write_esr,
+    APIC_ICR: lambda lapic, value: write_icr(lapic, lapic.icr & ~0xFFFF_FFFF | value),
+    APIC_ICR2: _write_icr_high,
+    APIC_TMICT: lambda lapic, value: lapic.timer.set_initial(value),
+    APIC_TDCR: lambda lapic, value: lapic.timer.set_divide(value),
+}
 
 X2APIC_WRITABLE = {
     APIC_TASKPRI: 0xFF,

@@ -219,7 +219,7 @@ def test_logical_destinations_flat_and_cluster():
     lapic = Apics()[0]
 
     def reached(dest):
-        return lapic.is_destination(ApicMessage(dest, True, 0, 0x40))
+        return lapic.bus.deliver(ApicMessage(dest, True, 0, 0x40))
 
     lapic.write(0xD0, 0x42 << 24)
     assert [reached(dest) for dest in (0x40, 0x02, 0x3D, 0xFF, 0)] == [True, True, False, True, False]
