@@ -41,9 +41,10 @@ def format_size(size: int) -> str:
 class MachineConfig:
     """One machine: a guest image, its memory, and the host under it.
 
-    image: path of an ELF64 or a Multiboot kernel. initrd: its modules, as QEMU's flag. swap: bytes, 0 for none; None for as much as the guest has. swap_file: file to create,
-    or directory; None for the temporary directory. seed: 0 is the fixed order of tasks, others preempt at random
-    points. timeout_instructions: 0 for no limit. icount: count instructions, which virtual time needs.
+    image: path of an ELF64 or a Multiboot kernel. initrd: its modules, as QEMU's flag. swap: bytes, 0 for none; None
+    for as much as the guest has. swap_file: file to create, or directory; None for the temporary directory. seed: 0 is
+    the fixed order of tasks, others preempt at random points. timeout_instructions: 0 for no limit. icount: count
+    instructions, which virtual time needs.
     """
 
     image: str

@@ -44,6 +44,7 @@ EXIT_USER = _next()
 EXIT_SMAP = _next()
 EXIT_SIZE = _next()
 EXIT_LEVEL = _next()
+EXIT_TABLE = _next()
 EXIT_WHY = _next()
 
 # Paging.

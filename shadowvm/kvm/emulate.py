@@ -69,6 +69,7 @@ def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[Ret
 def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[Window]) -> tuple[RetPf, int]:
     """Try until nothing that the MMU can mend stands in the way. What the instruction raises is delivered too."""
     engine = vcpu.engine
+    vcpu.link_generation = -1
     ret = _open_window(vcpu, gva, windows)
     for _ in range(MAX_ATTEMPTS):
         if ret != RetPf.CONTINUE:

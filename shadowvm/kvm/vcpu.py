@@ -53,7 +53,8 @@ class Vcpu:
 
     requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
     efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
-    slot: the memslot used last. limit: instructions after which run() returns INTR, 0 for none.
+    slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
+    instructions after which run() returns INTR, 0 for none.
     """
 
     __slots__ = (
@@ -69,6 +70,7 @@ class Vcpu:
         "kvm",
         "levels",
         "limit",
+        "link_generation",
         "mmu_shadow_page_cache",
         "mode",
         "on_quantum",
@@ -100,6 +102,7 @@ class Vcpu:
         self.levels = TRAITS[self.mode].levels
         self.root_gfn = Gfn(0)
         self.pdptrs = [0, 0, 0, 0]
+        self.link_generation = -1
         self.event: Event | None = None
         self.walker = GuestWalker()
         self.fault = KvmPageFault()
@@ -177,6 +180,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if kvm_entry.on:
         kvm_entry(vcpu.id, engine.rip)
     reason = engine.enter()
+    vcpu.link_generation = vcpu.kvm.link_generation
     vcpu.stat.exits += 1
     box = engine.box
     if vcpu.root is not None and box[ROOT] != vcpu.root.hpa:

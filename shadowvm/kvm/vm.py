@@ -30,11 +30,13 @@ class Kvm:
     """One VM on the memory of `mm`.
 
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
-    mmu_invalidate_range_start/_end: gfns, the union of the open ones.
+    mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
+    shadow pages is cut.
     """
 
     __slots__ = (
         "active_mmu_pages",
+        "link_generation",
         "memslots",
         "mm",
         "mmu_invalidate_in_progress",
@@ -65,6 +67,7 @@ class Kvm:
         self.mmu_invalidate_range_end = Gfn(0)
         self.mn_active_invalidate_count = 0
         self.active_mmu_pages: OrderedDict[Pfn, KvmMmuPage] = OrderedDict()
+        self.link_generation = 0
         self.page_hash: dict[Gfn, list[KvmMmuPage]] = {}
         self.sp_by_pfn: dict[int, KvmMmuPage] = {}
         self.n_max_mmu_pages = KVM_MIN_ALLOC_MMU_PAGES

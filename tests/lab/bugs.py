@@ -199,7 +199,7 @@ MMU_BUGS = [
             (
                 page_fault.kvm_mmu_page_fault,
                 "fault.gfn = gfn\n",
-                "fault.gfn = gfn; walker.access_to[:] = [walker.access_to[walker.level]] * len(walker.access_to)\n",
+                "fault.gfn = gfn; walker.access_to[:] = [walker.access_to[walker.level % 6]] * len(walker.access_to)\n",
             )
         ],
         CHURN,

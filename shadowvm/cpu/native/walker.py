@@ -129,7 +129,7 @@ def key_rights(box, entry, idx):
 
 @inline
 def walk(box, va, access, idx):
-    """Walk for one access; marks A and D. pfn << 1 | may be mapped writable, or -1 with EXIT_LEVEL and EXIT_WHY."""
+    """Walk for one access; marks A and D. pfn << 1 | may be mapped writable, or -1 with EXIT_LEVEL, _TABLE, _WHY."""
     ram, frames = get(box, mb.RAM_BASE), get(box, mb.NR_FRAMES)
     table = get(box, mb.ROOT) >> 12
     rights, nx = W | U, False
@@ -137,6 +137,7 @@ def walk(box, va, access, idx):
     level = get(box, mb.ROOT_LEVEL)
     while True:
         put(box, mb.EXIT_LEVEL, level)
+        put(box, mb.EXIT_TABLE, table)
         if table >= frames:
             put(box, mb.EXIT_WHY, BAD_FRAME)
             return -1

@@ -51,12 +51,13 @@ from .spte import (
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
+    from .shadow import KvmMmuPage
 
 _RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE, PT_PAGE_SIZE)
 """Reserved bits of an entry with PS set, by level; bit 12 is PAT. Levels 4 and 5 have no PS."""
 
 
-_ACC_W_U = ACC_WRITE_MASK | ACC_USER_MASK
+ACC_W_U = ACC_WRITE_MASK | ACC_USER_MASK
 """The rights that an entry's own bits give."""
 
 NONPAGING_LEVEL = 6
@@ -69,12 +70,14 @@ class GuestWalker:
     ptes[l], table_gfn[l]: the entry used at level l and the table it stands in. access_to[l]: rights that the
     entries above level l leave, which is the access of level l's shadow page. level, gfn, pte_access: of the leaf;
     gfn is that of the 4 KiB page the address falls in. error_code: of the #PF when walk_addr returns GUEST.
+    leaf_page: the level 1 shadow page that leaf_walk.py went out from, None after a whole walk.
     """
 
-    __slots__ = ("access_to", "error_code", "gfn", "level", "pte_access", "ptes", "table_gfn")
+    __slots__ = ("access_to", "error_code", "gfn", "leaf_page", "level", "pte_access", "ptes", "table_gfn")
 
     def __init__(self) -> None:
         self.level = 0
+        self.leaf_page: KvmMmuPage | None = None
         self.gfn = Gfn(0)
         self.pte_access = 0
         self.error_code = 0
@@ -89,6 +92,7 @@ def walk_addr(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     Returns CONTINUE, GUEST (the guest's tables refuse; walker.error_code), RETRY (an entry changed meanwhile), or
     EFAULT/ENOMEM when the host cannot give a table page.
     """
+    vcpu.walker.leaf_page = None
     if kvm_mmu_pagetable_walk.on:
         kvm_mmu_pagetable_walk(gva, pferr)
     if vcpu.mode >= PT64:
@@ -128,7 +132,7 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
             kvm_mmu_paging_element(pte, level)
         if pte & checked != PT_PRESENT:
             return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD if pte & PT_PRESENT else 0)
-        access &= pte & _ACC_W_U if pte & PT_NX else pte & _ACC_W_U | ACC_EXEC_MASK
+        access &= pte & ACC_W_U if pte & PT_NX else pte & ACC_W_U | ACC_EXEC_MASK
         accessed &= pte
         table_gfn = (pte & PT_ADDR_MASK) >> PAGE_SHIFT  # type: ignore[assignment]  # a conversion costs a call
         if level > 1 and pte & PT_PAGE_SIZE:

@@ -25,6 +25,7 @@ from ...x86 import (
 )
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
+from .leaf_walk import walk_leaf
 from .paging_mode import PT32
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
@@ -87,9 +88,11 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     """
     stat = vcpu.stat
     stat.pf_taken += 1
-    ret = walk_addr(vcpu, gva, error_code & ~PFERR_PRESENT)
-    if ret is not RET_PF_CONTINUE:
-        return ret
+    pferr = error_code & ~PFERR_PRESENT
+    if not walk_leaf(vcpu, gva, pferr):
+        ret = walk_addr(vcpu, gva, pferr)
+        if ret is not RET_PF_CONTINUE:
+            return ret
     walker = vcpu.walker
     gfn = walker.gfn
     slot = vcpu.slot
@@ -211,6 +214,8 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     gva = fault.addr
     root = vcpu.root
     assert root is not None, "is_page_fault_stale has seen a root"
+    if walker.leaf_page is not None:
+        return _fetch_leaf(vcpu, fault, walker.leaf_page)
     sp = root.pages[0 if root.pae_page is None else gva >> 30 & 3]
     assert sp is not None, "the walk has found the guest's page directory"
     for level, shift in _LEVELS_BELOW[sp.level]:
@@ -234,6 +239,14 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         sp = child
     if gpte_changed(vcpu, leaf_level):
         return RET_PF_RETRY
+    return mmu_set_spte(vcpu, fault, sp)
+
+
+def _fetch_leaf(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
+    """fetch() after walk_leaf(): the links are there as long as none was cut since the exit."""
+    if vcpu.kvm.link_generation != vcpu.link_generation or gpte_changed(vcpu, vcpu.walker.level):
+        return RET_PF_RETRY
+    sp.write_flooding_count = 0
     return mmu_set_spte(vcpu, fault, sp)
 
 

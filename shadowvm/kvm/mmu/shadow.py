@@ -140,6 +140,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: KvmMmuPage, index: int) -> bool:
     else:
         child = kvm.sp_by_pfn[spte_pfn(spte)]
         del child.parent_ptes[sptep]
+        kvm.link_generation += 1
         mmu_spte_clear(kvm, sptep)
     return True
 
@@ -157,6 +158,7 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     for index in range(512):
         if kvm.q[sp.q + index]:
             mmu_page_zap_pte(kvm, sp, index)
+    kvm.link_generation += 1
     for sptep in sp.parent_ptes:
         mmu_spte_clear(kvm, sptep)
     sp.parent_ptes.clear()
