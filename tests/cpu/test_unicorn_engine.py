@@ -234,7 +234,7 @@ def test_the_tlb_grows_with_use_and_shrinks_after_many_flushes_of_little_use() -
     for _ in range(2 * mb.TLB_WINDOW_PERIODS + 2):
         touch(machine, 20)
         sizes.append(tlb_entries(machine))
-    assert sizes[0] == 8192
+    assert sizes[: mb.TLB_WINDOW_PERIODS // 2] == [8192] * (mb.TLB_WINDOW_PERIODS // 2)
     assert sizes[-1] == 64
     assert sorted(sizes, reverse=True) == sizes
 
