@@ -33,7 +33,7 @@ LAYOUT = struct.Struct(f"<{len(MAGIC)}s{len(WORDS)}Q{lay.ENV_SAVED}s{lay.MTRR_SI
 def save(env: int, box: memoryview[int]) -> bytes:
     """The CPU whose registers are at address `env`, as bytes. Same state, same bytes: no address is in them."""
     registers = bytearray(ctypes.string_at(env, lay.ENV_SAVED))
-    registers[lay.ENV_VM_VMCB : lay.ENV_VM_VMCB + 8] = bytes(8)
+    registers[lay.ENV_VM_VMCB : lay.ENV_MAILBOX + 8] = bytes(16)
     mtrrs = ctypes.string_at(env + lay.ENV_MTRR, lay.MTRR_SIZE)
     return LAYOUT.pack(MAGIC, *(box[word] for word in WORDS), bytes(registers), mtrrs)
 

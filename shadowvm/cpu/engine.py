@@ -38,6 +38,14 @@ class CpuExit(IntEnum):
     """A port handler called request_stop."""
     UNSUPPORTED = 8
     """Unicorn gave up, or the guest can get no further; `engine.error` says why."""
+    CR_WRITE = 9
+    """RIP is at a MOV to control register box[EXIT_CR] from general register box[EXIT_GPR]. See controls.py for this
+    and the exits that follow; the length of the instruction is box[EXIT_INSN_LEN]."""
+    MSR_READ = 10
+    MSR_WRITE = 11
+    CPUID = 12
+    INVLPG = 13
+    """The address is box[EXIT_VA]."""
 
 
 class WalkFault(IntEnum):

@@ -11,6 +11,7 @@ ENV_REGS = 0x0
 ENV_EIP = 0x80
 ENV_EFLAGS = 0x88
 ENV_HFLAGS = 0xB0
+ENV_HFLAGS2 = 0xB4
 ENV_SEGS = 0xB8
 SEG_SIZE = 24
 SEG_BASE, SEG_LIMIT, SEG_FLAGS = 8, 16, 20
@@ -40,7 +41,11 @@ ENV_EXCEPTION_NEXT_EIP = 0x1510
 ENV_DR = 0x1518
 ENV_OLD_EXCEPTION = 0x1578
 ENV_VM_VMCB = 0x1580
-"""SVM's VMCB address. Our CPU model has no SVM, so the word is free: it holds the mailbox's address."""
+ENV_MAILBOX = 0x1588
+"""tsc_offset in QEMU. RDTSC is ours, so the word is free: it holds the mailbox's address."""
+ENV_INTERCEPT = 0x1590
+ENV_INTERCEPT_CR_WRITE = 0x159A
+ENV_V_TPR = 0x15B4
 ENV_SAVED = 0x15C0
 """Bytes of env that are registers: what uc_context_save copies."""
 
@@ -91,8 +96,14 @@ CF_INVALID = 0x40000
 # HF_* of hflags and the like.
 HF_CPL_MASK = 3
 HF_INHIBIT_IRQ_MASK = 1 << 3
+HF_CS32_MASK = 1 << 4
 HF_LMA_MASK = 1 << 14
 HF_CS64_MASK = 1 << 15
+HF_VM_MASK = 1 << 17
+HF_GUEST_MASK = 1 << 21
+HF_SMAP_MASK = 1 << 23
+HF2_VINTR_MASK = 1 << 3
+"""CR8 is v_tpr."""
 DESC_P_MASK = 1 << 15
 
 MMU_KSMAP_IDX, MMU_USER_IDX, MMU_KNOSMAP_IDX = range(3)

@@ -33,8 +33,12 @@ FN_WRITE_EFLAGS = _next()
 FN_UPDATE_HFLAGS = _next()
 FN_TB_LOOKUP = _next()
 FN_BLOCK_SLOW = _next()
+FN_OTHER_ROOT = _next()
+FN_REFUSE = _next()
 FN_PORT_IN = _next()
 FN_PORT_OUT = _next()
+FN_UPDATE_CR0 = _next()
+FN_LOAD16 = _next()
 
 # The last exit.
 EXIT = _next()
@@ -46,6 +50,9 @@ EXIT_SIZE = _next()
 EXIT_LEVEL = _next()
 EXIT_TABLE = _next()
 EXIT_WHY = _next()
+EXIT_CR = _next()
+EXIT_GPR = _next()
+EXIT_INSN_LEN = _next()
 
 # Paging.
 ROOT = _next()
@@ -68,6 +75,8 @@ for _ in range(2 * NR_PREV_ROOTS - 1):
     _next()
 CR3_HITS = _next()
 CR3_EXITS = _next()
+CR3_RESERVED = _next()
+"""Bits of CR3 whose writing is an exit."""
 EPOCH = _next()
 WINDOW_VA = _next()
 """Two pairs (page address, pfn); NO_WINDOW as address is an empty pair."""
@@ -126,6 +135,7 @@ FETCH_FILLS = _next()
 CODE_FLUSHES = _next()
 PORT_IN_COUNT = _next()
 PORT_OUT_COUNT = _next()
+INTERCEPTS = _next()
 VECTOR_COUNTS = _next()
 NR_WORDS = VECTOR_COUNTS + 256
 

@@ -168,6 +168,15 @@ class Registers:
         self._lib.cpu_x86_update_cr4(self._env_address, value)
 
     @property
+    def cr8(self) -> int:
+        """Task priority as MOV from CR8 reads it."""
+        return ctypes.c_uint8.from_address(self._env_address + lay.ENV_V_TPR).value
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        ctypes.c_uint8.from_address(self._env_address + lay.ENV_V_TPR).value = value & 15
+
+    @property
     def efer(self) -> int:
         return self.env[EFER]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import struct
 
+from ..addr import Hpa
 from ..errors import ConfigError
 from ..phys import Ram
 from . import layout as lay
 from . import mailbox as mb
+from .arena import Arena
 from .check import check_layout, class_slot
 from .engine import EngineError
 from .library import (
@@ -48,7 +50,11 @@ NATIVE_CALLS = {
     mb.FN_WRITE_EFLAGS: "helper_write_eflags",
     mb.FN_UPDATE_HFLAGS: "x86_update_hflags",
     mb.FN_TB_LOOKUP: "tcg_tb_lookup",
+    mb.FN_UPDATE_CR0: "cpu_x86_update_cr0",
+    mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }
+OWN_CALLS = {mb.FN_BLOCK_SLOW: "block_slow", mb.FN_OTHER_ROOT: "find_root", mb.FN_REFUSE: "refuse_walk"}
+"""Native functions of ours that others call when things get slow."""
 HOOKS = (
     (UC_HOOK_INTR, "exception", 0),
     (UC_HOOK_INSN_INVALID, "invalid", 0),
@@ -99,9 +105,15 @@ def open_unicorn(lib: Library, ram: Ram) -> tuple[int, int]:
     return uc, cpu
 
 
+def map_hidden(lib: Library, uc: int, ram: Ram, hidden: Arena) -> Hpa:
+    """Give Unicorn memory above host RAM, which no table can name; its physical address."""
+    _check(lib, lib.uc_mem_map_ptr(uc, ram.size, len(hidden.b), UC_PROT_ALL, hidden.address))
+    return Hpa(ram.size)
+
+
 def patch(lib: Library, uc: int, cpu: int, native: dict[str, int], box: int, counting: bool) -> None:
     """Put the native callbacks in place; `box` is the mailbox's address."""
-    ctypes.c_uint64.from_address(cpu + lay.CPU_ENV + lay.ENV_VM_VMCB).value = box
+    ctypes.c_uint64.from_address(cpu + lay.CPU_ENV + lay.ENV_MAILBOX).value = box
     fill, interrupt = (class_slot(lib, cpu, name) for name in ("unicorn_fill_tlb", "x86_cpu_exec_interrupt"))
     ctypes.c_uint64.from_address(fill).value = native["fill"]
     ctypes.c_uint64.from_address(interrupt).value = native["interrupt"]

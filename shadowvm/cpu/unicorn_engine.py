@@ -13,7 +13,6 @@ module; `box` is the mailbox. An entry with a walk fault takes about 1 us.
 from __future__ import annotations
 
 import ctypes
-import mmap
 from functools import cache
 
 from .. import x86
@@ -23,17 +22,20 @@ from ..phys import Ram
 from . import context, registers, roots, selftest, start
 from . import layout as lay
 from . import mailbox as mb
+from .arena import Arena
 from .check import peek
+from .controls import HIDDEN_PAGES, Controls
 from .engine import FETCH, CpuExit, Event, EventKind, InHandler, OutHandler
 from .interrupt import queue, vectored
 from .library import CTL_TB_FLUSH, library
 from .native.cache import load as load_native
-from .registers import CR2, DR6, MASK64, RIP, Registers
+from .registers import CR2, DR6, HFLAGS, MASK64, RIP, Registers
 from .segments import TableRegister
-from .setup import NATIVE_CALLS, control, cpuid, hide_features, open_unicorn, patch
+from .setup import NATIVE_CALLS, OWN_CALLS, control, cpuid, hide_features, map_hidden, open_unicorn, patch
 from .walker import Walked, walk
 
 RFLAGS_TF = 1 << 8
+DR6_BS = 1 << 14
 OPCODE_PUSHF = 0x9C
 PUSHF_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, *range(0x40, 0x50)))
 # Every exit needs these: one lookup less each.
@@ -41,18 +43,6 @@ _EXIT, _VECTORING, _INTERRUPT = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT
 FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
 IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 OUT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
-
-
-class Arena:
-    """Zeroed memory at a fixed address, for arrays that native code shares."""
-
-    __slots__ = ("_anchor", "_map", "address", "b")
-
-    def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, max(size, 1))
-        self._anchor = ctypes.c_char.from_buffer(self._map)
-        self.address = ctypes.addressof(self._anchor)
-        self.b = memoryview(self._map)
 
 
 class UnicornEngine(Registers):
@@ -70,6 +60,9 @@ class UnicornEngine(Registers):
         self._make_arrays()
         patch(lib, self._uc, self._cpu, self._native.address, self._arena.address, counting)
         hide_features(lib, self._env_address)
+        hidden = Arena(HIDDEN_PAGES << PAGE_SHIFT)
+        base = map_hidden(lib, self._uc, ram, hidden)
+        self.controls = Controls(self._env_address, self.box, hidden, base)
         self._in: InHandler = lambda port, size: (1 << 8 * size) - 1
         self._out: OutHandler = lambda port, size, value: None
         self._callbacks = (IN_CALLBACK(self._port_in), OUT_CALLBACK(self._port_out))
@@ -104,7 +97,7 @@ class UnicornEngine(Registers):
             (mb.TB_CACHE, self._tb_cache.address),
             (mb.TCG_CTX, peek(self._uc + lay.UC_TCG_CTX)),
             (mb.COUNTING, int(self.counting)),
-            (mb.FN_BLOCK_SLOW, self._native.address["block_slow"]),
+            *((word, self._native.address[name]) for word, name in OWN_CALLS.items()),
             (mb.FRAME_DISTANCE, MASK64 - 7),
             (mb.WINDOW_VA, mb.NO_WINDOW),
             (mb.WINDOW1_VA, mb.NO_WINDOW),
@@ -254,6 +247,22 @@ class UnicornEngine(Registers):
         """The instruction is done even if the next one cannot be fetched."""
         next_absent = code in FETCH_EXITS and self.box[mb.EXIT_ACCESS] == FETCH
         return CpuExit.QUANTUM if retired and next_absent else code
+
+    def skip_instruction(self) -> None:
+        """Go past the instruction of the last exit, which has been emulated: it counts as retired.
+
+        Raises:
+            ModelBug: single-stepped, and an event is queued already.
+        """
+        env, box, flags = self.env, self.box, self.rflags
+        end = env[RIP] + box[mb.EXIT_INSN_LEN]
+        env[RIP] = end if env[HFLAGS] & lay.HF_CS64_MASK else end & 0xFFFF_FFFF
+        word = mb.STOLEN if box[mb.KICK] else mb.BUDGET
+        box[word] = box[word] - 1 & MASK64
+        env[HFLAGS] &= ~lay.HF_INHIBIT_IRQ_MASK
+        if flags & RFLAGS_TF:
+            env[DR6] |= DR6_BS
+            self.queue_event(Event(EventKind.EXCEPTION, x86.DB_VECTOR))
 
     def set_budget(self, instructions: int) -> None:
         """Instructions until QUANTUM."""
@@ -441,7 +450,8 @@ class UnicornEngine(Registers):
     def restore(self, state: bytes) -> None:
         """What `save` gave, of this or another engine. Forgets the TLB, roots and translated code."""
         context.restore(self._env_address, self.box, state)
-        self.env[lay.ENV_VM_VMCB // 8] = self._arena.address
+        self.env[lay.ENV_MAILBOX // 8] = self._arena.address
+        self.controls.arm()
         self._request.value = lay.INTERRUPT_HARD
         self.drop_all_roots()
         self.flush_tlb()

@@ -27,6 +27,8 @@ def leave(box, code):
     put(box, mb.LAST_TB, 0)
     put(box, mb.ASKED, 0)
     put(box, mb.SINGLE, -1)
+    hflags = cpu + lay.CPU_ENV + lay.ENV_HFLAGS
+    st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
     st32(cpu + lay.CPU_ENV + lay.ENV_OLD_EXCEPTION, UNSET)
     st32(cpu + lay.CPU_CFLAGS_NEXT_TB, UNSET)
     st32(cpu + lay.CPU_EXCEPTION_INDEX, lay.EXCP_HLT)

@@ -19,7 +19,7 @@ from .loader import NativeCode
 
 PACKAGE = Path(__file__).resolve().parents[2]
 SOURCES = [*sorted(Path(__file__).parent.glob("*.py"))]
-SOURCES += [PACKAGE / name for name in ("x86.py", "cpu/layout.py", "cpu/mailbox.py", "cpu/engine.py")]
+SOURCES += [PACKAGE / name for name in ("x86.py", "cpu/layout.py", "cpu/mailbox.py", "cpu/engine.py", "cpu/svm.py")]
 MAGIC = b"shadowvm native 1\n"
 
 _loaded: NativeCode | None = None

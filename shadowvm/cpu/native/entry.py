@@ -10,7 +10,7 @@ from .blocks import on_block, on_block_slow, on_rdtsc
 from .interrupt import on_exception, on_interrupt, on_syscall, on_undefined
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
-from .walker import on_fill, walk
+from .walker import on_fill, other_root, refuse, walk
 
 i64, u32, i32, boolean, void = types.int64, types.uint32, types.int32, types.boolean, types.void
 
@@ -60,6 +60,16 @@ def block_slow(box, slot, pc):
     on_block_slow(box, slot, pc)
 
 
+@callback(i64, i64)
+def find_root(box):
+    return i64(other_root(box))
+
+
+@callback(void, i64, i64, i64, i64, i64, i64)
+def refuse_walk(box, va, size, how, retaddr, code):
+    refuse(box, va, size, how >> 2, how & 3, retaddr, code)
+
+
 @callback(i32, i64, i64)
 def rdtsc(uc, box):
     on_rdtsc(box)
@@ -101,6 +111,8 @@ CALLBACKS = {
         undefined,
         block,
         block_slow,
+        find_root,
+        refuse_walk,
         rdtsc,
         rdtscp,
         port_in,

@@ -10,10 +10,12 @@ from __future__ import annotations
 from ... import x86
 from .. import layout as lay
 from .. import mailbox as mb
+from .. import svm
 from ..engine import CpuExit, EventKind
 from .blocks import cut, leave, linear_rip, settle_self_modified
+from .intercept import on_intercept, refuse_cr3
 from .memory import bump, call1, call3, call4, get, get_env, inline, ld32, ld64, put, st32, st64
-from .walker import code_byte
+from .translate import code_byte
 
 STOPPED, QUANTUM, UNSUPPORTED = int(CpuExit.STOPPED), int(CpuExit.QUANTUM), int(CpuExit.UNSUPPORTED)
 EXCEPTION, SOFTWARE, INTERRUPT, NMI = (int(kind) for kind in EventKind)
@@ -45,8 +47,13 @@ def prepare_tss(env):
 @inline
 def deliver(box, vector):
     """Let QEMU deliver cpu->exception_index; comes back only if it got through."""
-    prepare_tss(get_env(box))
+    env = get_env(box)
+    prepare_tss(env)
+    hflags = env + lay.ENV_HFLAGS
+    # With HF_GUEST QEMU would note the event in the VMCB, which costs more than the delivery.
+    st32(hflags, ld32(hflags) & ~lay.HF_GUEST_MASK)
     call1(get(box, mb.FN_DO_INTERRUPT), get(box, mb.CPU))
+    st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
 
@@ -84,6 +91,11 @@ def stop_at_handler(box):
 def on_exception(box, vector):
     """UC_HOOK_INTR and UC_HOOK_INSN_INVALID: an exception of the current instruction, or INT n."""
     env = get_env(box)
+    hflags = env + lay.ENV_HFLAGS
+    st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    if vector >= svm.EXIT_BASE:
+        on_intercept(box, vector - svm.EXIT_BASE)
+        return
     if ld32(env + lay.ENV_EXCEPTION_IS_INT):
         next_rip = ld64(env + lay.ENV_EXCEPTION_NEXT_EIP)
         base = linear_rip(env) - ld64(env + lay.ENV_EIP)
@@ -94,9 +106,11 @@ def on_exception(box, vector):
         deliver(box, vector)
         put(box, mb.BUDGET, get(box, mb.BUDGET) - 1)
         return
-    if vector == x86.DB_VECTOR and get(box, mb.STEP) == 3:
-        put(box, mb.STEP, 0)
-        leave(box, QUANTUM)
+    if vector == x86.DB_VECTOR:
+        refuse_cr3(box, env)
+        if get(box, mb.STEP) == 3:
+            put(box, mb.STEP, 0)
+            leave(box, QUANTUM)
     cut(box, linear_rip(env))
     watch_storm(box)
     error = ld32(env + lay.ENV_ERROR_CODE)
@@ -134,7 +148,10 @@ def deliver_queued(box, cpu, env):
 def deliver_hard(box, env, vector):
     prepare_tss(env)
     st32(env + lay.ENV_OLD_EXCEPTION, UNSET)
+    hflags = env + lay.ENV_HFLAGS
+    st32(hflags, ld32(hflags) & ~lay.HF_GUEST_MASK)
     call3(get(box, mb.FN_HARD_IRQ), env, vector, 1)
+    st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
 
@@ -143,7 +160,7 @@ def deliver_hard(box, env, vector):
 def on_interrupt(cpu):
     """CPUClass.cpu_exec_interrupt, called between blocks while interrupt_request is set."""
     env = cpu + lay.CPU_ENV
-    box = ld64(env + lay.ENV_VM_VMCB)
+    box = ld64(env + lay.ENV_MAILBOX)
     settle_self_modified(box, cpu)
     if get(box, mb.STOP) != 0:
         put(box, mb.STOP, 0)
@@ -160,6 +177,7 @@ def on_interrupt(cpu):
     if shadow or not ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF:
         return False
     vector = get(box, mb.IRQ_VECTOR)
+    refuse_cr3(box, env)
     put(box, mb.IRQ_PENDING, 0)
     put(box, mb.LAST_TB, 0)
     remember(box, INTERRUPT, vector, 0, 0)

@@ -12,7 +12,7 @@ from .. import mailbox as mb
 from ..engine import CpuExit
 from .blocks import cut, leave, linear_rip
 from .memory import bump, call2, call3, call4, get, get_env, inline, ld32, ld64, put, st16, st64
-from .walker import code_byte
+from .translate import code_byte
 
 STOPPED = int(CpuExit.STOPPED)
 OUT_IMM8, OUT_IMM, IN_IMM8, IN_IMM = 0xE6, 0xE7, 0xE4, 0xE5

@@ -11,7 +11,9 @@ from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit, WalkFault
 from .blocks import cut, leave, linear_rip, run_again
+from .intercept import refuse_cr3
 from .memory import bump, call1, call3, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .translate import LOW32, PAE_LEVEL, is_canonical
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
 CR_ACCESS = int(CpuExit.CR_ACCESS)
@@ -22,9 +24,6 @@ W, U = x86.PT_WRITABLE, x86.PT_USER
 ADDR, PAGE_MASK = x86.PT_ADDR_MASK, -4096
 READ, WRITE, FETCH = 0, 1, 2
 PKRU_AD, PKRU_WD = 1, 2
-HALF4, HALF5 = 1 << 47, 1 << 56
-LOW32 = 0xFFFF_FFFF
-PAE_LEVEL = 3
 
 
 @inline
@@ -61,44 +60,6 @@ def switch_root(box, env):
                 bump(box, mb.CR3_HITS)
                 return True
     return False
-
-
-@inline
-def is_canonical(va, level):
-    """Can an address be translated in long mode with a root of 4 or 5 levels?"""
-    half = HALF4 if level == 4 else HALF5
-    return -half <= va < half
-
-
-@inline
-def translate(box, va):
-    """Host physical address of `va` by the current root whatever the rights, or -1. Marks nothing."""
-    level = get(box, mb.ROOT_LEVEL)
-    if level == PAE_LEVEL:
-        va &= LOW32
-    elif not is_canonical(va, level):
-        return -1
-    table = get(box, mb.ROOT) >> 12
-    while True:
-        if table >= get(box, mb.NR_FRAMES):
-            return -1
-        shift = 3 + 9 * level
-        entry = ld64(get(box, mb.RAM_BASE) + (table << 12) + (va >> shift & 511) * 8)
-        if not entry & P:
-            return -1
-        if level == 1 or (level < 4 and entry & PS):
-            inside = (1 << shift) - 1
-            hpa = (entry & ADDR & ~inside) | (va & inside)
-            return hpa if hpa >> 12 < get(box, mb.NR_FRAMES) else -1
-        table = (entry & ADDR) >> 12
-        level -= 1
-
-
-@inline
-def code_byte(box, va):
-    """A byte of guest code without touching the TLB, or -1."""
-    hpa = translate(box, va)
-    return -1 if hpa < 0 else ld8(get(box, mb.RAM_BASE) + hpa)
 
 
 @inline
@@ -245,9 +206,19 @@ def execute_alone(box, cpu, env, va):
 
 
 @inline
-def refuse(box, cpu, va, size, access, idx, retaddr, code):
-    """Leave the run: the access cannot be done. Does not return."""
-    env = cpu + lay.CPU_ENV
+def other_root(box):
+    """The control registers are not those of the current root: True if a kept root serves, now the current one."""
+    env = get_env(box)
+    if switch_root(box, env):
+        return True
+    refuse_cr3(box, env)
+    return False
+
+
+@inline
+def refuse(box, va, size, access, idx, retaddr, code):
+    """Leave the run: the access cannot be done. Does not return. A function of its own, to keep the fill short."""
+    cpu, env = get(box, mb.CPU), get_env(box)
     call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
     if access == FETCH:
         if code == WALK_FAULT:
@@ -281,7 +252,7 @@ def set_tlb_window(box, desc, idx):
 def on_fill(cpu, va, size, access, idx, probe, retaddr):
     """CPUClass.tlb_fill: True if the TLB now maps `va` for this access."""
     env = cpu + lay.CPU_ENV
-    box = ld64(env + lay.ENV_VM_VMCB)
+    box = ld64(env + lay.ENV_MAILBOX)
     page = va & PAGE_MASK
     desc = env + lay.TLB_DESC + lay.TLB_DESC_SIZE * idx
     if ld64(desc + lay.TLB_USED_ENTRIES) == 0:
@@ -291,12 +262,13 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
     writable = 1
     if pfn < 0:
         code = 0
-        if not keys_match(box, env) and not switch_root(box, env):
+        level = get(box, mb.ROOT_LEVEL)
+        if not keys_match(box, env) and call1(get(box, mb.FN_OTHER_ROOT), box) == 0:
             code = CR_ACCESS
-        elif get(box, mb.ROOT_LEVEL) != PAE_LEVEL and not is_canonical(va, get(box, mb.ROOT_LEVEL)):
+        elif level != PAE_LEVEL and not is_canonical(va, level):
             code = NON_CANONICAL
         else:
-            if get(box, mb.ROOT_LEVEL) == PAE_LEVEL:
+            if level == PAE_LEVEL:
                 va &= LOW32
             found = walk(box, va, access, idx)
             if found < 0:
@@ -304,7 +276,7 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
             pfn, writable = found >> 1, found & 1
         if code != 0:
             if not probe:
-                refuse(box, cpu, va, size, access, idx, retaddr, code)
+                call6(get(box, mb.FN_REFUSE), box, va, size, access << 2 | idx, retaddr, code)
             return False
     st32(get(box, mb.FILL_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
     if access == FETCH:
