@@ -133,12 +133,15 @@ class SwapFile:
         if not self.nr_free:
             return None
         slot = -1
-        while slot < 0:
+        for _ in range(len(self._cluster_free) + 2):
             if self._current >= 0:
                 end = (self._current + 1) * SWAPFILE_CLUSTER
                 slot = self.swap_map.find(0, self._next, end)
-            if slot < 0:
-                self._next_cluster()
+            if slot >= 0:
+                break
+            self._next_cluster()
+        else:
+            raise ModelBug(f"{self.nr_free} swap slots are free by count, none by the map")
         self.swap_map[slot] = SWAP_HAS_CACHE
         self.cache_only = True
         self._next = slot + 1

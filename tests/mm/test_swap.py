@@ -320,3 +320,11 @@ def test_a_full_swap_ends_in_out_of_memory_not_in_lost_data(new_host):
     exit_mmap(mm)
     assert host.zone.nr_free == host.zone.managed
     assert host.swap.nr_free == 100
+
+
+def test_slot_counts_that_disagree_with_the_map_are_a_bug_not_a_hang():
+    swap = SwapFile(1 << 20)
+    swap.swap_map[:] = b"\1" * len(swap.swap_map)
+    with pytest.raises(ModelBug, match="256 swap slots are free by count"):
+        swap.alloc_slot()
+    swap.close()
