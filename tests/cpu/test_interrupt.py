@@ -167,6 +167,20 @@ def test_a_bad_gate_makes_a_double_fault_and_a_bad_double_fault_gate_a_shutdown(
     assert machine.engine.enter() == CpuExit.SHUTDOWN
 
 
+def test_a_queued_fault_with_a_bad_gate_is_a_double_fault(machine: Machine) -> None:
+    machine.code(HANDLERS, SAVE + "hlt")
+    machine.gate(8, HANDLERS, ist=1)
+    for vector, kind in ((14, EventKind.EXCEPTION), (13, EventKind.EXCEPTION)):
+        machine.gate(vector, 0, kind=5)
+        machine.code(CODE, "hlt")
+        machine.reset()
+        machine.engine.queue_event(Event(kind, vector, 0, 0x1234 if vector == 14 else None))
+        before = machine.engine.box[mb.VECTOR_COUNTS + 8]
+        assert machine.engine.enter() == CpuExit.HLT
+        assert machine.engine.box[mb.VECTOR_COUNTS + 8] == before + 1
+        assert machine.reg(R10) == CODE
+
+
 def test_a_handler_that_faults_at_once_ends_the_run() -> None:
     """With an IST the stack never overflows: a real CPU would be lost too, but a run must end."""
     machine = Machine()
