@@ -14,7 +14,13 @@ from .irq import IrqLine
 from .rtc_calendar import (
     CENTURY,
     CENTURY_PS2,
+    DAY_OF_MONTH,
+    HOURS,
+    MINUTES,
+    MONTH,
+    SECONDS,
     TIME_REGISTERS,
+    YEAR,
     RtcFormat,
     next_alarm,
     read_time,
@@ -115,7 +121,6 @@ class Rtc:
         if register in (REG_A, REG_B):
             self._find_flags()
             self._control(register, value)
-            self._find_flags()
         elif register in TIME_REGISTERS and self._running:
             self._find_flags()
             self._set_time(register, value)
@@ -138,25 +143,22 @@ class Rtc:
             value &= ~_B_UIE
         if was_running:
             self._store_time(seconds)
-        old_format = self._format
         self.cmos[register] = value & ~_A_UIP if register == REG_A else value
         if self._running and not was_running:
-            start = self._stored_time(self._format)
+            start = self._stored_time()
             if register == REG_A:
                 part = NS_PER_SECOND // 2
             self.shift = start * NS_PER_SECOND + part - self.clock.now()
             self.seen = self.clock.now()
-        elif was_running and not self._running:
-            self._store_time(seconds, old_format)
 
-    def _store_time(self, seconds: int, layout: RtcFormat | None = None) -> None:
+    def _store_time(self, seconds: int) -> None:
         for register in TIME_REGISTERS:
-            self.cmos[register] = read_time(seconds, register, layout or self._format)
+            self.cmos[register] = read_time(seconds, register, self._format)
 
-    def _stored_time(self, layout: RtcFormat) -> int:
+    def _stored_time(self) -> int:
         seconds = 0
-        for register in (CENTURY, 9, 8, 7, 4, 2, 0):
-            seconds = with_register(seconds, register, self.cmos[register], layout)
+        for register in (CENTURY, YEAR, MONTH, DAY_OF_MONTH, HOURS, MINUTES, SECONDS):
+            seconds = with_register(seconds, register, self.cmos[register], self._format)
         return seconds
 
     @property

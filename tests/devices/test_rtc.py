@@ -201,3 +201,32 @@ def test_state_round_trip(board):
         each.clock.advance(10 * SECOND)
     assert other.edges == board.edges == [2 * SECOND]
     assert other.time() == board.time()
+
+
+def test_freezing_keeps_the_whole_date(board):
+    board.clock.advance(3 * 86_400 * SECOND + 7384 * SECOND)
+    before = board.time()
+    assert before == "0403020104012620"
+    board.put(0xB, 0x82)
+    assert board.time() == before
+    board.clock.advance(SECOND)
+    board.put(0xB, 0x02)
+    assert board.time() == before
+
+
+@pytest.mark.parametrize("control", [0x20, 0x66, 0x76])
+def test_without_a_rate_or_with_the_divider_in_reset_nothing_is_periodic(board, control):
+    board.put(0xA, control)
+    board.put(0xB, 0x42)
+    assert board.clock.next_deadline() is None
+    board.clock.advance(5 * SECOND)
+    assert board.get(0xC) & 0x40 == 0
+
+
+def test_memory_sizes_beyond_what_fits(board):
+    board.rtc.set_machine(8 << 20, 0, 1)
+    assert [board.get(each) for each in (0x17, 0x18, 0x34, 0x35)] == [0x00, 0x1C, 0, 0]
+    board.rtc.set_machine(1 << 20, 0, 1)
+    assert [board.get(each) for each in (0x15, 0x16, 0x17, 0x18)] == [0x80, 2, 0, 0]
+    board.rtc.set_machine(4 << 30, 1 << 41, 1)
+    assert [board.get(each) for each in (0x34, 0x35, 0x5B, 0x5C, 0x5D)] == [0x00, 0xFF, 0xFF, 0xFF, 0xFF]
