@@ -138,3 +138,9 @@ def test_state_round_trip(board):
     assert (other.chip.state(), other.irq.level) == (board.chip.state(), 1)
     other.data(0xDD)
     assert not other.a20.enabled
+
+
+def test_a_byte_as_if_from_the_keyboard(board):
+    board.command(0xD2)
+    board.data(0x1E)
+    assert board.drain() == [0x1E]

@@ -234,3 +234,36 @@ def test_state_round_trip(board):
     assert other.ioapic.state() == board.ioapic.state()
     other.ioapic.end_of_interrupt(0x77)
     assert other.begin() == 0x77
+
+
+def test_an_edge_pin_whose_line_is_up_does_not_fire_when_its_entry_is_written(board):
+    board.line(1)
+    board.route(0x76 | MASKED)
+    board.route(0x76)
+    assert board.begin() is None
+
+
+def test_eoi_concerns_its_vector_only(board):
+    board.route(0x77 | LEVEL)
+    board.line(1)
+    board.begin()
+    board.line(0)
+    board.ioapic.end_of_interrupt(0x76)
+    assert board.get(0x10 + 2 * PIN) & REMOTE_IRR
+    board.route(0x55 | LEVEL, pin=3)
+    board.line(1, pin=3)
+    board.ioapic.end_of_interrupt(0x77)
+    assert board.get(0x16) & REMOTE_IRR
+    assert not board.get(0x10 + 2 * PIN) & REMOTE_IRR
+
+
+def test_an_unrelated_level_line_that_is_up_stays_quiet_at_eoi(board):
+    board.route(0x77 | LEVEL | MASKED)
+    board.line(1)
+    board.ioapic.end_of_interrupt(0x77)
+    assert board.begin() is None
+
+
+def test_the_id_is_where_it_belongs(board):
+    board.put(0, 0x05FFFFFF)
+    assert board.get(0) == 0x05000000

@@ -252,3 +252,17 @@ def test_state_round_trip():
     for each in (apics, other):
         each.clock.advance(2000)
     assert other[1].irr == lapic.irr == 1 << 0x99 | 1 << 0xEE
+
+
+def test_vectors_start_at_16(apics):
+    assert not send(apics[0], 15)
+    assert send(apics[0], 16)
+
+
+def test_of_equal_classes_the_task_priority_shows(apics):
+    send(apics[0], 0x45)
+    apics[0].acknowledge()
+    apics[0].write(TPR, 0x47)
+    assert apics[0].read(PPR) == 0x47
+    apics[0].write(TPR, 0x3F)
+    assert apics[0].read(PPR) == 0x40

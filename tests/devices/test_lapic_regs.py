@@ -99,3 +99,25 @@ def test_accesses_are_traced_by_name(apics):
         "apic_read 0x230 = 0x0",
         "apic_read APIC_LVR = 0x50014",
     ]
+
+
+def test_the_command_register_reads_back_and_is_never_busy(apics):
+    lapic = apics[0]
+    lapic.write(0x310, 0x5AFFFFFF)
+    lapic.write(0x300, 0x000C9F45)
+    assert (lapic.read(0x310), lapic.read(0x300)) == (0x5A000000, 0x000C8F45)
+    lapic.write(0x310, 0x01000000)
+    assert (lapic.read(0x310), lapic.read(0x300)) == (0x01000000, 0x000C8F45)
+    assert lapic.read(0xB0) == 0
+
+
+def test_the_id_can_be_changed(apics):
+    apics[0].write(0x20, 0x5AFFFFFF)
+    assert apics[0].read(0x20) == 0x5A000000
+
+
+@pytest.mark.parametrize("offset", [0x30, 0xA0, 0x100, 0x390, 0x3F0, 0x0])
+def test_writing_where_nothing_can_be_written_is_an_error(apics, offset):
+    apics[0].write(offset, 1)
+    apics[0].write(ESR, 0)
+    assert apics[0].read(ESR) == 0x80

@@ -106,6 +106,32 @@ def test_of_two_new_counts_in_one_period_the_last_counts():
     assert wave(channel, 1, 12) == "111110" + "110110"
 
 
+def test_a_count_takes_over_though_nobody_looked():
+    channel = programmed(2, 6)
+    set_count(channel, 3, 10)
+    assert count_of(channel, 8) == 9, "the second of ten"
+    set_count(channel, 8, 3)
+    assert wave(channel, 7, 14) == "1111111110" + "1101"
+    channel = programmed(2, 6)
+    set_count(channel, 3, 10)
+    set_count(channel, 9, 3)
+    assert wave(channel, 7, 14) == "1111111110" + "1101"
+
+
+def test_a_count_written_while_the_gate_is_low_waits_for_the_gate():
+    channel = programmed(3, 4)
+    channel.set_gate(4, False)
+    set_count(channel, 5, 6)
+    assert wave(channel, 5, 10) == "1" * 10
+    assert count_of(channel, 15) == count_of(channel, 4)
+    channel.set_gate(20, True)
+    assert wave(channel, 20, 13) == "1" + "111000" * 2
+    set_count(channel, 22, 2)
+    channel.set_gate(23, False)
+    channel.set_gate(30, True)
+    assert wave(channel, 30, 6) == "110101"
+
+
 def test_writing_mode_0_again_restarts_it_and_its_first_byte_stops_it():
     channel = programmed(0, 4)
     channel.write(3, 2)
