@@ -44,7 +44,7 @@ class MachineConfig:
     image: path of an ELF64 or a Multiboot kernel. initrd: its modules, as QEMU's flag. swap: bytes, 0 for none; None
     for as much as the guest has. swap_file: file to create, or directory; None for the temporary directory. seed: 0 is
     the fixed order of tasks, others preempt at random points. timeout_instructions: 0 for no limit. icount: count
-    instructions, which virtual time needs.
+    instructions, which virtual time needs. cpu: model and features, as QEMU's flag.
     """
 
     image: str
@@ -55,6 +55,7 @@ class MachineConfig:
     swap_file: str | None = None
     append: str = ""
     initrd: str = ""
+    cpu: str = "max"
     seed: int = 0
     timeout_instructions: int = 0
     icount: bool = True

@@ -146,6 +146,18 @@ kvm_page_fault = Tracepoint(
     point=True,
 )
 kvm_inj_exception = Tracepoint("kvm", "kvm_inj_exception", "exception error_code reinjected", "vector %u (0x%x)%s")
+kvm_inj_virq = Tracepoint("kvm", "kvm_inj_virq", "irq", "IRQ 0x%x")
+kvm_msr = Tracepoint(
+    "kvm",
+    "kvm_msr",
+    "write ecx data exception",
+    lambda write, ecx, data, exception: (
+        f"msr_{'write' if write else 'read'} {ecx:x} = 0x{data:x}{' (#GP)' if exception else ''}"
+    ),
+)
+kvm_cpuid = Tracepoint(
+    "kvm", "kvm_cpuid", "function index rax rbx rcx rdx", "func %x idx %x rax %x rbx %x rcx %x rdx %x"
+)
 kvm_cr = Tracepoint("kvm", "kvm_cr", "cr val", "cr_write %u = 0x%x")
 kvm_pio = Tracepoint(
     "kvm",

@@ -20,12 +20,16 @@ from .boot.memmap import memory_layout
 from .config import MachineConfig
 from .cpu.layout import RBX, RDI
 from .cpu.unicorn_engine import UnicornEngine
-from .devices.bus import PortBus
+from .devices.bus import MmioBus, PortBus
 from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
 from .devices.debugcon import DEBUGCON_PORT, DebugConsole
+from .devices.irqchip import Irqchip
+from .devices.pc import Pc, PcConfig, PcHooks
 from .devices.uart import COM1, Uart
 from .errors import ConfigError, SwapIOError
+from .kvm.cpuid import parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
+from .kvm.irq import IrqState
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
@@ -42,6 +46,8 @@ class Reason(Enum):
     """How a run ended."""
 
     DEBUG_EXIT = "debug-exit"
+    POWER_OFF = "power-off"
+    RESET = "reset"
     HALTED = "halted"
     TIMEOUT = "timeout"
     TRIPLE_FAULT = "triple-fault"
@@ -70,16 +76,18 @@ class Machine:
         layout = memory_layout(config.memory)
         append = config.append.encode("utf-8", "surrogateescape")
         image = load_image(config.image, BootOptions(config.memory, append, config.initrd))
+        cpu_model = parse_cpu_model(config.cpu)
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
         self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
         self._orderly = True
+        self._ended_by: Reason | None = None
         with ExitStack() as undo:
             self.swap = SwapFile(config.swap_size, config.swap_file)
             undo.callback(self.swap.close)
             self.host = Host(self.ram, self.swap, self.sched)
             self.mm = MmStruct(self.host, "qemu")
-            self.kvm = Kvm(self.mm)
+            self.kvm = Kvm(self.mm, cpu_model)
             for slot_id, memory in enumerate(layout):
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
@@ -90,7 +98,8 @@ class Machine:
 
     def _add_vcpu(self, start: Start) -> None:
         engine = UnicornEngine(self.ram, vcpu_id=0, counting=self.config.icount)
-        self.debug_exit = DebugExit(engine.request_stop)
+        self.vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
+        self.debug_exit = DebugExit(self.vcpu.stop)
         self.bus = PortBus()
         self.bus.register(Uart(self._emit), COM1, 8)
         self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
@@ -99,7 +108,27 @@ class Machine:
         engine.on_out(self.bus.write)
         start_cpu(engine, start)
         self.ram.code_caches.append(engine.drop_code)
-        self.vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
+        self._add_chips(start)
+
+    def _add_chips(self, start: Start) -> None:
+        """The rest of a PC: timers, interrupt controllers, reset and power-off. A Multiboot kernel finds them as a BIOS
+        leaves them."""
+        below_4g, *above = (each.npages << PAGE_SHIFT for each in memory_layout(self.config.memory))
+        hooks = PcHooks(reset=lambda: self._end(Reason.RESET), power_off=lambda: self._end(Reason.POWER_OFF))
+        engine = self.vcpu.engine
+        self.pc = Pc(PcConfig(below_4g=below_4g, above_4g=sum(above)), hooks, lambda: engine.instructions)
+        self.pc.register(self.bus, MmioBus())
+        self.vcpu.irq = IrqState(Irqchip(self.pc.lapics[0], self.pc.pic), self.pc.clock)
+        if isinstance(start, ProtectedModeStart):
+            self.pc.bios_defaults()
+        self.pc.lapics[0].on_event = self.vcpu.look_again
+        self.pc.clock.on_earlier = self.vcpu.look_again
+
+    def _end(self, reason: Reason) -> None:
+        """A device resets the machine or turns it off."""
+        if self._ended_by is None:
+            self._ended_by = reason
+        self.vcpu.stop()
 
     def _emit(self, byte: int) -> None:
         if self.debug_exit.status is None:
@@ -148,6 +177,8 @@ class Machine:
             return Outcome(Reason.OUT_OF_MEMORY, 126, "host out of memory and swap")
         if run.exit_reason == ExitReason.SYSTEM_EVENT and self.debug_exit.status is not None:
             return Outcome(Reason.DEBUG_EXIT, min(self.debug_exit.status, 255))
+        if self._ended_by is not None:
+            return Outcome(self._ended_by, 0 if self._ended_by is Reason.POWER_OFF else 127)
         reason = {
             ExitReason.INTR: Reason.TIMEOUT,
             ExitReason.HLT: Reason.HALTED,

@@ -12,12 +12,14 @@ from ..addr import PAGE_SHIFT, Gva
 from ..cpu.engine import CpuExit, Event, EventKind
 from ..cpu.mailbox import EXIT_SMAP, EXIT_VA, VECTORING
 from ..errors import ModelBug
-from ..events import kvm_cr, kvm_inj_exception, kvm_page_fault
+from ..events import kvm_cr, kvm_page_fault
 from ..x86 import GP_VECTOR, PF_VECTOR
 from .cr import load_pdptrs
 from .emulate import emulate_write
-from .exception import merge_events
 from .exit import ExitReason, KvmRun
+from .inject import exit_shutdown, inject
+from .intercept import exit_cpuid, exit_cr_write, exit_msr_read, exit_msr_write
+from .irq import block
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
 from .mmu.role import kvm_calc_cpu_role
@@ -89,17 +91,6 @@ def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun
     return inject(vcpu, interrupted, Event(_EXCEPTION, PF_VECTOR, vcpu.walker.error_code, gva))
 
 
-def inject(vcpu: Vcpu, interrupted: Event | None, event: Event) -> KvmRun | None:
-    """Queue `event`, or what it becomes on top of a delivery that it interrupted."""
-    merged = event if interrupted is None else merge_events(interrupted, event)
-    if merged is None:
-        return _exit_shutdown(vcpu)
-    vcpu.event = merged
-    if kvm_inj_exception.on:
-        kvm_inj_exception(merged.vector, merged.error_code or 0, "")
-    return None
-
-
 def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
     """CR3, CR0, CR4 or EFER changed to something that no cached root was built for."""
     engine = vcpu.engine
@@ -134,18 +125,20 @@ def _exit_quantum(vcpu: Vcpu) -> KvmRun | None:
     return vcpu.end_of_quantum()
 
 
-def _exit_hlt(vcpu: Vcpu) -> KvmRun:
+def _exit_hlt(vcpu: Vcpu) -> KvmRun | None:
     vcpu.stat.halt_exits += 1
+    if vcpu.irq is not None and block(vcpu, vcpu.irq):
+        vcpu.grant_quantum()
+        return None
     return KvmRun(ExitReason.HLT, f"hlt at rip {vcpu.engine.rip - 1:#x}, and nothing can wake the guest")
 
 
-def _exit_shutdown(vcpu: Vcpu) -> KvmRun:
-    return KvmRun(ExitReason.SHUTDOWN, f"at rip {vcpu.engine.rip:#x}, cr2 {vcpu.engine.cr2:#x}")
-
-
-def _exit_stopped(vcpu: Vcpu) -> KvmRun:
+def _exit_stopped(vcpu: Vcpu) -> KvmRun | None:
     vcpu.stat.io_exits += 1
-    return KvmRun(ExitReason.SYSTEM_EVENT)
+    if vcpu.quit:
+        return KvmRun(ExitReason.SYSTEM_EVENT)
+    vcpu.grant_quantum()
+    return None
 
 
 def _exit_unsupported(vcpu: Vcpu) -> KvmRun:
@@ -158,7 +151,11 @@ _EXIT_HANDLERS: dict[int, Callable[[Vcpu], KvmRun | None]] = {
     CpuExit.CR_ACCESS: _exit_cr_access,
     CpuExit.NON_CANONICAL: _exit_non_canonical,
     CpuExit.HLT: _exit_hlt,
-    CpuExit.SHUTDOWN: _exit_shutdown,
+    CpuExit.SHUTDOWN: exit_shutdown,
     CpuExit.STOPPED: _exit_stopped,
     CpuExit.UNSUPPORTED: _exit_unsupported,
+    CpuExit.CR_WRITE: exit_cr_write,
+    CpuExit.MSR_READ: exit_msr_read,
+    CpuExit.MSR_WRITE: exit_msr_write,
+    CpuExit.CPUID: exit_cpuid,
 }

@@ -58,6 +58,8 @@ class VcpuStat(_Counters):
         "insn_emulation",
         "insn_emulation_fail",
         "io_exits",
+        "irq_injections",
+        "nmi_injections",
         "pf_emulate",
         "pf_fixed",
         "pf_guest",
@@ -71,6 +73,8 @@ class VcpuStat(_Counters):
     insn_emulation: int
     insn_emulation_fail: int
     io_exits: int
+    irq_injections: int
+    nmi_injections: int
     pf_emulate: int
     pf_fixed: int
     pf_guest: int

@@ -17,11 +17,13 @@ from ..mm.page_alloc import Page, put_page
 from ..x86 import PFERR_FETCH, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
+from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
 from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
+from .msr import NATIVE, Msrs
 from .stats import VcpuStat
 from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
 
@@ -41,6 +43,10 @@ _VMX_EXIT_REASONS: dict[int, str] = {
     CpuExit.SHUTDOWN: "TRIPLE_FAULT",
     CpuExit.STOPPED: "IO_INSTRUCTION",
     CpuExit.UNSUPPORTED: "INVALID_STATE",
+    CpuExit.CR_WRITE: "CR_ACCESS",
+    CpuExit.MSR_READ: "MSR_READ",
+    CpuExit.MSR_WRITE: "MSR_WRITE",
+    CpuExit.CPUID: "CPUID",
 }
 """Exits as the kvm_exit tracepoint names them on VMX without EPT."""
 
@@ -54,7 +60,8 @@ class Vcpu:
     requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
     efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
     slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
-    instructions after which run() returns INTR, 0 for none.
+    instructions after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts. quit: a device
+    has ended the run.
     """
 
     __slots__ = (
@@ -67,14 +74,17 @@ class Vcpu:
         "event",
         "fault",
         "id",
+        "irq",
         "kvm",
         "levels",
         "limit",
         "link_generation",
         "mmu_shadow_page_cache",
         "mode",
+        "msrs",
         "on_quantum",
         "pdptrs",
+        "quit",
         "requests",
         "root",
         "root_gfn",
@@ -109,12 +119,18 @@ class Vcpu:
         self.slot = _NO_SLOT
         self.mmu_shadow_page_cache: list[Page] = []
         self.limit = limit
+        self.irq: IrqState | None = None
+        self.msrs = Msrs()
+        self.quit = False
+        engine.controls.msr = engine.controls.cpuid = True
+        for index in NATIVE:
+            engine.controls.pass_msr(index)
         self.on_quantum: Callable[[], None] | None = None
         kvm.vcpus.append(self)
 
     def run(self) -> KvmRun:
         """KVM_RUN: execute guest code until user space has something to do."""
-        self._grant_quantum()
+        self.grant_quantum()
         while True:
             result = vcpu_enter_guest(self)
             if result is not None:
@@ -122,7 +138,7 @@ class Vcpu:
                     kvm_userspace_exit(result.exit_reason.name, result.errno)
                 return result
 
-    def _grant_quantum(self) -> bool:
+    def grant_quantum(self) -> bool:
         """Budget for the next stretch; False when the limit is reached."""
         engine = self.engine
         if not engine.counting:
@@ -130,14 +146,31 @@ class Vcpu:
         left = self.limit - engine.instructions if self.limit else QUANTUM
         if left <= 0:
             return False
+        if self.irq is not None:
+            deadline = self.irq.clock.next_deadline()
+            if deadline is not None:
+                left = min(left, max(deadline - self.irq.clock.now(), 1))
         engine.set_budget(min(left, QUANTUM))
         return True
+
+    def stop(self) -> None:
+        """A device ends the run: run() returns SYSTEM_EVENT after the instruction that asked for it."""
+        self.quit = True
+        self.engine.request_stop()
+
+    def look_again(self) -> None:
+        """Interrupts or deadlines have changed under a device's hands: leave the guest and look."""
+        assert self.irq is not None
+        self.irq.check = True
+        self.engine.request_stop()
 
     def end_of_quantum(self) -> KvmRun | None:
         """The budget is used up: go on, unless the limit is reached."""
         if self.on_quantum is not None:
             self.on_quantum()
-        if self._grant_quantum():
+        if self.irq is not None:
+            self.irq.clock.run_due()
+        if self.grant_quantum():
             return None
         return KvmRun(ExitReason.INTR, f"{self.engine.instructions} instructions")
 
@@ -174,6 +207,9 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.requests:
         vcpu.service_requests()
     engine = vcpu.engine
+    irq = vcpu.irq
+    if irq is not None and irq.check:
+        inject_pending(vcpu, irq)
     if vcpu.event is not None:
         engine.queue_event(vcpu.event)
         vcpu.event = None
@@ -182,6 +218,8 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     reason = engine.enter()
     vcpu.link_generation = vcpu.kvm.link_generation
     vcpu.stat.exits += 1
+    if irq is not None and irq.queued is not None:
+        settle_irq(vcpu, irq)
     box = engine.box
     if vcpu.root is not None and box[ROOT] != vcpu.root.hpa:
         _follow_native_root_switch(vcpu)

@@ -20,6 +20,7 @@ from .stats import VmStat
 
 if TYPE_CHECKING:
     from ..mm.mm_struct import MmStruct
+    from .cpuid import CpuModel
     from .vcpu import Vcpu
 
 KVM_REQ_TLB_FLUSH = 1 << 0
@@ -36,6 +37,7 @@ class Kvm:
 
     __slots__ = (
         "active_mmu_pages",
+        "cpu_model",
         "link_generation",
         "memslots",
         "mm",
@@ -54,8 +56,9 @@ class Kvm:
         "vcpus",
     )
 
-    def __init__(self, mm: MmStruct) -> None:
+    def __init__(self, mm: MmStruct, cpu_model: CpuModel) -> None:
         self.mm = mm
+        self.cpu_model = cpu_model
         self.q = mm.host.ram.q
         self.memslots = MemSlots()
         self.vcpus: list[Vcpu] = []

@@ -39,19 +39,20 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
         page = mm.mem_map[pte >> PAGE_SHIFT]
         page.refcount += 1
         page.dirty = True
-        if trace_get_user_page.on:
-            trace_get_user_page(mm.id, vpn, page.pfn, write)
+        # Before the trace: at a scheduling point the page may be unmapped, and the pte be a swap entry.
         if pte & _WRITTEN != _WRITTEN:
             ptep_set_access_flags(mm, vpn, index, _WRITTEN)
+        if trace_get_user_page.on:
+            trace_get_user_page(mm.id, vpn, page.pfn, write)
         return page
     if not pte & PT_PRESENT:
         return None
     page = mm.mem_map[pte >> PAGE_SHIFT]
     page.refcount += 1
-    if trace_get_user_page.on:
-        trace_get_user_page(mm.id, vpn, page.pfn, write)
     if not pte & PT_ACCESSED:
         ptep_set_access_flags(mm, vpn, index, PT_ACCESSED)
+    if trace_get_user_page.on:
+        trace_get_user_page(mm.id, vpn, page.pfn, write)
     return page
 
 

@@ -93,11 +93,17 @@ def copy_to_user(mm: MmStruct, hva: Hva, data: bytes | memoryview) -> VmFault | 
 
 
 def _tlb_miss(mm: MmStruct, hva: Hva, write: bool) -> int | VmFault:
-    """Walk, fault if need be, and fill the TLB: the frame's place in `ram.q`."""
+    """Walk, fault if need be, and fill the TLB: the frame's place in `ram.q`.
+
+    Setting A or D is a scheduling point, at which the page may be taken away: the pte is looked at again after it.
+    """
     vpn = Vpn(hva >> PAGE_SHIFT)
     need = PT_PRESENT | PT_WRITABLE if write else PT_PRESENT
     bits = PT_ACCESSED | PT_DIRTY if write else PT_ACCESSED
-    while (pte := host_pte(mm, vpn)) & need != need:
+    while (pte := host_pte(mm, vpn)) & (need | bits) != need | bits:
+        if pte & need == need:
+            ptep_set_access_flags(mm, vpn, mm.pte_tables[vpn >> 9] + (vpn & 511), bits)
+            continue
         fault = fixup_user_fault(mm, hva, write)
         if fault is not NONE and fault is not MAJOR:
             return fault
@@ -105,6 +111,4 @@ def _tlb_miss(mm: MmStruct, hva: Hva, write: bool) -> int | VmFault:
     mm.tlb[vpn] = base
     if write:
         mm.tlb_w[vpn] = base
-    if pte & bits != bits:
-        ptep_set_access_flags(mm, vpn, mm.pte_tables[vpn >> 9] + (vpn & 511), bits)
     return base

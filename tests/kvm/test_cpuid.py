@@ -8,7 +8,7 @@ from shadowvm.x86 import CR4_PKE
 
 
 def leaf(model: CpuModel, number: int, subleaf: int = 0, *, cr4: int = 0, apic_id: int = 0) -> tuple[int, ...]:
-    return cpuid(model, apic_id, cr4, True, number, subleaf)
+    return cpuid(model, apic_id, cr4, number, subleaf)
 
 
 def test_a_model_offers_its_features_and_no_others() -> None:
@@ -45,12 +45,6 @@ def test_apic_id_and_topology() -> None:
     model = parse_cpu_model("max", ncpus=3)
     assert leaf(model, 1, apic_id=2)[1] >> 24 == 2
     assert leaf(model, 0xB, 1, apic_id=2) == (2, 3, 0x201, 2)
-
-
-def test_a_switched_off_apic_is_not_shown() -> None:
-    model = parse_cpu_model("max")
-    assert cpuid(model, 0, 0, True, 1, 0).edx & 1 << 9
-    assert not cpuid(model, 0, 0, False, 1, 0).edx & 1 << 9
 
 
 def test_leaf_above_the_highest_answers_as_the_highest() -> None:

@@ -1,0 +1,48 @@
+"""The interrupt controllers as one CPU sees them: its local APIC, and the 8259 pair that comes in through LINT0."""
+
+from __future__ import annotations
+
+from .irq import CASCADE_IRQ
+from .lapic import Lapic
+from .pic import SPURIOUS_IRQ, Pic
+
+
+class Irqchip:
+    """What a vCPU asks for interrupts. The 8259's go before the local APIC's, as in KVM."""
+
+    __slots__ = ("_external", "lapic", "pic")
+
+    def __init__(self, lapic: Lapic, pic: Pic) -> None:
+        self.lapic = lapic
+        self.pic = pic
+        self._external: int | None = None
+
+    def pending_irq(self) -> int | None:
+        """The vector of the maskable interrupt that would be taken now; changes nothing."""
+        if self.lapic.extint_pending:
+            self._external = peek(self.pic)
+            return self._external
+        return self.lapic.pending_vector()
+
+    def accept_irq(self, vector: int) -> None:
+        """The CPU has taken the vector that pending_irq() named."""
+        if vector == self._external:
+            self._external = None
+            self.pic.acknowledge()
+        else:
+            self.lapic.accept(vector)
+
+    def take_nmi(self) -> bool:
+        """Whether an NMI waits; it is taken."""
+        return self.lapic.take_nmi()
+
+
+def peek(pic: Pic) -> int:
+    """The vector that the pair would answer an INTA cycle with."""
+    irq = pic.master.pending()
+    if irq is None:
+        return pic.master.base + SPURIOUS_IRQ
+    if irq != CASCADE_IRQ:
+        return pic.master.base + irq
+    irq = pic.slave.pending()
+    return pic.slave.base + (SPURIOUS_IRQ if irq is None else irq)

@@ -1,0 +1,114 @@
+"""Instructions that leave the guest: MOV to control registers, RDMSR, WRMSR, CPUID (vmx.c, handle_cr and its kin).
+
+The CPU underneath takes any value. Here it is checked first; what is refused is #GP(0) at the instruction.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..cpu.layout import HF_CS64_MASK
+from ..cpu.mailbox import EXIT_CR, EXIT_GPR
+from ..cpu.registers import HFLAGS
+from ..events import kvm_cpuid, kvm_cr, kvm_msr
+from ..x86 import CR0_PG, EFER_LMA
+from .cpuid import cpuid
+from .cr import is_valid_cr0, is_valid_cr3, is_valid_cr4, load_pdptrs
+from .exit import KvmRun
+from .inject import inject_gp
+from .mmu.paging_mode import PagingMode, paging_mode
+from .msr import kvm_get_msr, kvm_set_msr
+
+if TYPE_CHECKING:
+    from .vcpu import Vcpu
+
+RAX, RCX, RDX, RBX = 0, 1, 2, 3
+_LOW = 0xFFFFFFFF
+
+
+def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
+    """MOV to CR0, CR4, CR8, or to CR3 with bits that may be reserved."""
+    engine = vcpu.engine
+    register, value = engine.box[EXIT_CR], engine.get_reg(engine.box[EXIT_GPR])
+    if not _is_64bit(vcpu):
+        value &= _LOW
+    if kvm_cr.on:
+        kvm_cr(register, value)
+    if not _may_load(vcpu, register, value):
+        return inject_gp(vcpu)
+    if register == 0:
+        engine.cr0 = value
+    elif register == 3:
+        engine.cr3 = value
+    elif register == 4:
+        engine.cr4 = value
+    engine.skip_instruction()
+    return None
+
+
+def _is_64bit(vcpu: Vcpu) -> bool:
+    """CS.L: 64-bit mode."""
+    return bool(vcpu.engine.env[HFLAGS] & HF_CS64_MASK)
+
+
+def _may_load(vcpu: Vcpu, register: int, value: int) -> bool:
+    engine = vcpu.engine
+    cr0, cr3, cr4, efer = engine.cr0, engine.cr3, engine.cr4, engine.efer
+    if register == 0:
+        if not is_valid_cr0(value, cr4=cr4, efer=efer, cs_long=_is_64bit(vcpu)):
+            return False
+        cr0 = value
+    elif register == 3:
+        return is_valid_cr3(value, efer=efer)
+    elif register == 4:
+        if not is_valid_cr4(value, model=vcpu.kvm.cpu_model, old=cr4, efer=efer):
+            return False
+        cr4 = value
+    else:
+        return not value >> 4
+    long_mode = efer & EFER_LMA or (cr0 & CR0_PG and efer & 1 << 8)
+    if not long_mode and paging_mode(cr0, cr4, efer) is PagingMode.PAE:
+        return load_pdptrs(vcpu.kvm, cr3) is not None
+    return True
+
+
+def exit_msr_read(vcpu: Vcpu) -> KvmRun | None:
+    """RDMSR of an MSR that the CPU does not hold itself."""
+    engine = vcpu.engine
+    index = engine.get_reg(RCX) & _LOW
+    value = kvm_get_msr(vcpu, index)
+    if kvm_msr.on:
+        kvm_msr(0, index, value or 0, value is None)
+    if value is None:
+        return inject_gp(vcpu)
+    engine.set_reg(RAX, value & _LOW)
+    engine.set_reg(RDX, value >> 32)
+    engine.skip_instruction()
+    return None
+
+
+def exit_msr_write(vcpu: Vcpu) -> KvmRun | None:
+    """WRMSR of an MSR that the CPU does not hold itself."""
+    engine = vcpu.engine
+    index = engine.get_reg(RCX) & _LOW
+    value = engine.get_reg(RAX) & _LOW | (engine.get_reg(RDX) & _LOW) << 32
+    done = kvm_set_msr(vcpu, index, value)
+    if kvm_msr.on:
+        kvm_msr(1, index, value, not done)
+    if not done:
+        return inject_gp(vcpu)
+    engine.skip_instruction()
+    return None
+
+
+def exit_cpuid(vcpu: Vcpu) -> KvmRun | None:
+    """CPUID answers by the configured model."""
+    engine = vcpu.engine
+    leaf, subleaf = engine.get_reg(RAX) & _LOW, engine.get_reg(RCX) & _LOW
+    result = cpuid(vcpu.kvm.cpu_model, vcpu.id, engine.cr4, leaf, subleaf)
+    if kvm_cpuid.on:
+        kvm_cpuid(leaf, subleaf, *result)
+    for register, value in zip((RAX, RBX, RCX, RDX), result, strict=True):
+        engine.set_reg(register, value)
+    engine.skip_instruction()
+    return None
