@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from shadowvm.addr import Vpn
+from shadowvm.events import attached, host_pte_change
+from shadowvm.events import get_user_page as trace_get_user_page
 from shadowvm.mm.fault import VmFault
 from shadowvm.mm.gup import get_user_page, get_user_page_fast, host_pte
 from shadowvm.mm.mm_struct import madvise_pageout, mmap, munmap
@@ -108,3 +110,26 @@ def test_the_zero_page_is_counted_like_any_other(mm, vpn):
     assert zero.refcount == before + 1
     put_page(mm.host, zero)
     assert zero.refcount == before
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("point", [trace_get_user_page, host_pte_change])
+def test_a_page_taken_away_at_a_scheduling_point_keeps_its_swap_entry(mm, vpn, point, write):
+    host = mm.host
+    page = touch(mm, vpn)
+    index = mm.pte_tables[vpn >> 9] + (vpn & 511)
+    mm.q[index] &= ~(PT_DIRTY | PT_ACCESSED)
+    seen = []
+
+    def take_away(_tracepoint, _args):
+        if not seen:
+            seen.append(0)
+            madvise_pageout(mm, vpn << 12, 4096)
+            seen[0] = host_pte(mm, vpn)
+
+    with attached(take_away, (point,)):
+        assert get_user_page_fast(mm, vpn, write) is page
+    assert seen[0] & SWP_ENTRY
+    assert host_pte(mm, vpn) == seen[0]
+    put_page(host, page)
+    audit(host)

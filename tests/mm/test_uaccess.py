@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from shadowvm.addr import Vpn
+from shadowvm.events import attached, host_pte_change
 from shadowvm.mm.fault import VmFault
 from shadowvm.mm.gup import host_pte
 from shadowvm.mm.mm_struct import (
@@ -115,3 +117,24 @@ def test_code_caches_hear_of_what_the_host_writes(mm, start):
     assert dropped == [pfn, pfn]
     cmpxchg_user_u64(mm, start, ord("x"), 9)
     assert dropped == [pfn] * 3
+
+
+def test_a_page_taken_away_while_its_pte_is_marked_is_brought_back(mm, start):
+    write_user_u64(mm, start, 5)
+    vpn = Vpn(start >> 12)
+    index = mm.pte_tables[vpn >> 9] + (vpn & 511)
+    mm.q[index] &= ~(PT_DIRTY | PT_ACCESSED)
+    mm.tlb.clear()
+    mm.tlb_w.clear()
+    taken = []
+
+    def take_away(_tracepoint, _args):
+        if not taken:
+            taken.append(True)
+            assert madvise_pageout(mm, start, 4096) == 1
+
+    with attached(take_away, (host_pte_change,)):
+        write_user_u64(mm, start + 8, 6)
+    assert taken
+    assert [read_user_u64(mm, start), read_user_u64(mm, start + 8)] == [5, 6]
+    audit(mm.host)
