@@ -130,6 +130,7 @@ class Vcpu:
 
     def run(self) -> KvmRun:
         """KVM_RUN: execute guest code until user space has something to do."""
+        self.quit = False
         self.grant_quantum()
         while True:
             result = vcpu_enter_guest(self)

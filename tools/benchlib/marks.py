@@ -40,7 +40,7 @@ class StopMarks(Marks):
 
     def __init__(self, machine: Machine) -> None:
         super().__init__()
-        self._stop = machine.vcpu.engine.request_stop
+        self._stop = machine.vcpu.stop
 
     def port_write(self, port: int, size: int, value: int) -> None:
         """Take the time, then stop."""
