@@ -122,7 +122,7 @@ class Vcpu:
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
-        engine.controls.msr = engine.controls.cpuid = True
+        engine.controls.cr = engine.controls.msr = engine.controls.cpuid = True
         for index in NATIVE:
             engine.controls.pass_msr(index)
         self.on_quantum: Callable[[], None] | None = None

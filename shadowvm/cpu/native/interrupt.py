@@ -53,6 +53,8 @@ def deliver(box, vector):
     # With HF_GUEST QEMU would note the event in the VMCB, which costs more than the delivery.
     st32(hflags, ld32(hflags) & ~lay.HF_GUEST_MASK)
     call1(get(box, mb.FN_DO_INTERRUPT), get(box, mb.CPU))
+    # Unicorn moves EIP to the end of the last INT for whatever ends a block while this is set.
+    st32(env + lay.ENV_EXCEPTION_IS_INT, 0)
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
@@ -126,6 +128,7 @@ def on_exception(box, vector):
 @inline
 def deliver_queued(box, cpu, env):
     """The event that the hypervisor queued."""
+    watch_storm(box)
     kind, vector = get(box, mb.EVENT_KIND), get(box, mb.EVENT_VECTOR)
     error, next_rip = get(box, mb.EVENT_ERROR), get(box, mb.EVENT_NEXT_RIP)
     put(box, mb.EVENT_KIND, 0)
