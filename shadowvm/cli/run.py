@@ -10,12 +10,13 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from ..config import MachineConfig, parse_size
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
+from .interrupt import interruptible
 
 if TYPE_CHECKING:
     from ..lab.invariants import Sanitizer
@@ -110,7 +111,8 @@ def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outco
     results: dict[str, Any] = {}
     try:
         try:
-            with _progress(machine):
+            counted = machine.config.icount
+            with _progress(machine), nullcontext() if counted else interruptible(machine.vcpu.engine.request_stop):
                 outcome = machine.run()
         finally:
             results = _results(machine, time.perf_counter() - started)

@@ -1,0 +1,48 @@
+"""Ctrl-C while the guest runs and is not counted.
+
+Python handles a signal between two of its own instructions. A guest whose instructions are counted comes back to
+Python a few hundred times a second; one that is not may stay in native code for ever. So a thread hears of the
+signal through the wakeup fd and gets the CPU out of the guest, as a kick of a vCPU does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from select import select
+
+AGAIN_S = 0.05
+"""A kick can get lost against what the native code does at the same moment: repeat it until the run has ended."""
+
+
+@contextmanager
+def interruptible(kick: Callable[[], None]) -> Iterator[None]:
+    """Call `kick` from a thread when a signal arrives inside the block. Outside of the main thread: do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    thread = threading.Thread(target=_watch, args=(read_end, kick), daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(write_end)
+        thread.join()
+        os.close(read_end)
+
+
+def _watch(fd: int, kick: Callable[[], None]) -> None:
+    kicked = False
+    while True:
+        ready, _, _ = select([fd], [], [], AGAIN_S if kicked else None)
+        if ready and not os.read(fd, 64):
+            return
+        kicked = True
+        kick()
