@@ -104,8 +104,8 @@ class Machine:
         self.bus.register(Uart(self._emit), COM1, 8)
         self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
         self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
-        engine.on_in(self.bus.read)
-        engine.on_out(self.bus.write)
+        engine.on_in(self._port_read)
+        engine.on_out(self._port_write)
         start_cpu(engine, start)
         self.ram.code_caches.append(engine.drop_code)
         self._add_chips(start)
@@ -123,6 +123,14 @@ class Machine:
             self.pc.bios_defaults()
         self.pc.lapics[0].on_event = self.vcpu.look_again
         self.pc.clock.on_earlier = self.vcpu.look_again
+
+    def _port_read(self, port: int, size: int) -> int:
+        self.vcpu.settle_irq()
+        return self.bus.read(port, size)
+
+    def _port_write(self, port: int, size: int, value: int) -> None:
+        self.vcpu.settle_irq()
+        self.bus.write(port, size, value)
 
     def _end(self, reason: Reason) -> None:
         """A device resets the machine or turns it off."""

@@ -16,7 +16,7 @@ from .cpuid import cpuid
 from .cr import is_valid_cr0, is_valid_cr3, is_valid_cr4, load_pdptrs
 from .exit import KvmRun
 from .inject import inject_gp
-from .mmu.paging_mode import PagingMode, paging_mode
+from .mmu.paging_mode import MAXPHYADDR, PagingMode, paging_mode
 from .msr import kvm_get_msr, kvm_set_msr
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RAX, RCX, RDX, RBX = 0, 1, 2, 3
 _LOW = 0xFFFFFFFF
+CR3_RESERVED = ((1 << 64) - 1) & ~((1 << MAXPHYADDR) - 1)
+"""What engine.controls.cr3_reserved has to be."""
 
 
 def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
@@ -42,8 +44,20 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
         engine.cr3 = value
     elif register == 4:
         engine.cr4 = value
+    else:
+        _load_cr8(vcpu)
+        return None
     engine.skip_instruction()
     return None
+
+
+def _load_cr8(vcpu: Vcpu) -> None:
+    """The CPU keeps the task priority itself: let it execute the MOV."""
+    controls = vcpu.engine.controls
+    controls.cr = False
+    vcpu.engine.step()
+    controls.cr = True
+    controls.cr3_reserved = CR3_RESERVED
 
 
 def _is_64bit(vcpu: Vcpu) -> bool:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .vcpu import Vcpu
 
 
+MAX_IDLE_DEADLINES = 100_000
+"""A timer that has fired so often without waking a halted CPU is masked for good."""
+
+
 class Irqchip(Protocol):
     """What interrupts one vCPU: its local APIC, with the 8259 behind it."""
 
@@ -106,9 +110,11 @@ def can_wake(vcpu: Vcpu, irq: IrqState) -> bool:
 
 def block(vcpu: Vcpu, irq: IrqState) -> bool:
     """kvm_vcpu_block(): let virtual time pass until something wakes the vCPU. False: nothing ever will."""
-    while not can_wake(vcpu, irq):
+    for _ in range(MAX_IDLE_DEADLINES):
+        if can_wake(vcpu, irq):
+            irq.check = True
+            return True
         if not irq.clock.skip_to_next():
             return False
         irq.clock.run_due()
-    irq.check = True
-    return True
+    return False

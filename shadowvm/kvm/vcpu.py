@@ -17,6 +17,7 @@ from ..mm.page_alloc import Page, put_page
 from ..x86 import PFERR_FETCH, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
+from .intercept import CR3_RESERVED
 from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
 from .mmu.guest_walker import GuestWalker
@@ -123,6 +124,7 @@ class Vcpu:
         self.msrs = Msrs()
         self.quit = False
         engine.controls.cr = engine.controls.msr = engine.controls.cpuid = True
+        engine.controls.cr3_reserved = CR3_RESERVED
         for index in NATIVE:
             engine.controls.pass_msr(index)
         self.on_quantum: Callable[[], None] | None = None
@@ -158,6 +160,12 @@ class Vcpu:
         """A device ends the run: run() returns SYSTEM_EVENT after the instruction that asked for it."""
         self.quit = True
         self.engine.request_stop()
+
+    def settle_irq(self) -> None:
+        """Let the chips know of an interrupt that was delivered, before the guest can talk to them about it."""
+        irq = self.irq
+        if irq is not None and irq.queued is not None:
+            settle_irq(self, irq)
 
     def look_again(self) -> None:
         """Interrupts or deadlines have changed under a device's hands: leave the guest and look."""
@@ -219,8 +227,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     reason = engine.enter()
     vcpu.link_generation = vcpu.kvm.link_generation
     vcpu.stat.exits += 1
-    if irq is not None and irq.queued is not None:
-        settle_irq(vcpu, irq)
+    vcpu.settle_irq()
     box = engine.box
     if vcpu.root is not None and box[ROOT] != vcpu.root.hpa:
         _follow_native_root_switch(vcpu)

@@ -1,0 +1,95 @@
+"""Interrupts from the 8259, and HLT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shadowvm.machine import Machine, Outcome, Reason
+from tests.guest_run import config_for
+from tests.tiny import EXIT, write_tiny
+
+TICKS = """
+mov rdi, 0x200200
+mov rax, handler
+mov [rdi], ax
+mov word [rdi + 2], 8
+mov word [rdi + 4], 0x8e00
+shr rax, 16
+mov [rdi + 6], ax
+mov qword [rdi + 8], 0
+mov word [0x200ff0], 0xfff
+mov qword [0x200ff2], 0x200000
+lidt [0x200ff0]
+mov al, 0x11
+out 0x20, al
+mov al, 0x20
+out 0x21, al
+mov al, 4
+out 0x21, al
+mov al, 1
+out 0x21, al
+mov al, 0xfe
+out 0x21, al
+mov al, 0x34
+out 0x43, al
+mov al, 0xa9
+out 0x40, al
+mov al, 4
+out 0x40, al
+xor r14d, r14d
+"""
+"""Vector 0x20 is IRQ 0, which the timer raises every 1193 ticks: a millisecond."""
+HANDLER = """
+handler:
+inc r14
+push rax
+mov al, 0x20
+out 0x20, al
+pop rax
+iretq
+"""
+
+
+def run(directory: Path, source: str, **options: object) -> tuple[Outcome, Machine]:
+    machine = Machine(config_for(write_tiny(directory, source), **options), lambda byte: None)
+    outcome = machine.run()
+    machine.close()
+    return outcome, machine
+
+
+def test_hlt_waits_in_virtual_time_for_the_timer(tmp_path: Path) -> None:
+    source = f"{TICKS}sti\nagain: hlt\ncmp r14d, 5\njb again\nmov eax, r14d\n{EXIT}{HANDLER}"
+    outcome, machine = run(tmp_path, source)
+    assert outcome.status == 5
+    assert machine.vcpu.stat.irq_injections == 5
+    assert 4_000_000 < machine.pc.clock.now() < 7_000_000
+
+
+def test_a_running_guest_is_interrupted_at_the_instruction_that_is_due(tmp_path: Path) -> None:
+    source = f"{TICKS}sti\nagain: cmp r14d, 3\njb again\nmov eax, r14d\n{EXIT}{HANDLER}"
+    outcome, machine = run(tmp_path, source)
+    assert outcome.status == 3
+    assert 2_900_000 < machine.instructions < 3_100_000
+    assert run(tmp_path, source)[1].instructions == machine.instructions
+
+
+def test_an_interrupt_waits_for_if(tmp_path: Path) -> None:
+    late = "mov ecx, 3000000\nspin: dec ecx\njnz spin\nmov ebx, r14d\nsti\nnop\nmov eax, r14d\nsub eax, ebx\n"
+    source = f"{TICKS}{late}{EXIT}{HANDLER}"
+    assert run(tmp_path, source)[0].status == 1
+
+
+def test_hlt_that_nothing_can_end_ends_the_run(tmp_path: Path) -> None:
+    outcome, _ = run(tmp_path, f"{TICKS}mov al, 0x30\nout 0x43, al\ncli\nhlt\n{HANDLER}")
+    assert outcome.reason is Reason.HALTED
+    assert outcome.status == 127
+
+
+def test_interrupts_and_reclaim_go_together(tmp_path: Path) -> None:
+    work = "mov edi, 0x400000\nfill: mov [rdi], rdi\nadd rdi, 64\ncmp edi, 0x1400000\njb fill\n"
+    check = "mov edi, 0x400000\ncheck: cmp [rdi], rdi\njne bad\nadd rdi, 4096\ncmp edi, 0x1400000\njb check\n"
+    ticked = "test r14d, r14d\nsete al\nmovzx eax, al\n"
+    source = f"{TICKS}sti\n{work}{check}{ticked}{EXIT}bad: mov eax, 9\n{EXIT}{HANDLER}"
+    outcome, machine = run(tmp_path, source, host_memory=4 << 20)
+    assert outcome.status == 0
+    assert machine.host.vmstat.pswpin > 0
