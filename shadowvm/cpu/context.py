@@ -14,6 +14,7 @@ WORDS = (
     mb.BUDGET,
     mb.GRANTED,
     mb.TSC_OFFSET,
+    mb.TIME_BASE,
     mb.TSC_READS,
     mb.EVENT_KIND,
     mb.EVENT_VECTOR,
@@ -21,6 +22,7 @@ WORDS = (
     mb.EVENT_NEXT_RIP,
     mb.IRQ_PENDING,
     mb.IRQ_VECTOR,
+    mb.NMI_PENDING,
     mb.VECTORING,
     mb.VEC_VECTOR,
     mb.VEC_ERROR,
@@ -34,12 +36,13 @@ def save(env: int, box: memoryview[int]) -> bytes:
     """The CPU whose registers are at address `env`, as bytes. Same state, same bytes: no address is in them."""
     registers = bytearray(ctypes.string_at(env, lay.ENV_SAVED))
     registers[lay.ENV_VM_VMCB : lay.ENV_MAILBOX + 8] = bytes(16)
+    registers[lay.ENV_BREAKPOINTS : lay.ENV_BREAKPOINTS + 32] = bytes(32)
     mtrrs = ctypes.string_at(env + lay.ENV_MTRR, lay.MTRR_SIZE)
     return LAYOUT.pack(MAGIC, *(box[word] for word in WORDS), bytes(registers), mtrrs)
 
 
 def restore(env: int, box: memoryview[int], state: bytes) -> None:
-    """Put a saved CPU back; the caller repairs what points into this process.
+    """Put a saved CPU back over one without breakpoints; the caller repairs what points into this process.
 
     Raises:
         ConfigError: not a saved CPU of this version.

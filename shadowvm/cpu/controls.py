@@ -18,6 +18,8 @@ from .arena import Arena
 
 HIDDEN_PAGES = 1 + svm.MSRPM_SIZE // PAGE_SIZE
 """The VMCB's page, then the MSR permission map."""
+NATIVE = (svm.EXIT_TR_WRITE,)
+"""Always on, and no exits: instructions that Unicorn gets wrong and native/intercept.py does."""
 CR_WRITES = 1 << 0 | 1 << 4 | 1 << 8
 CR3_WRITE = 1 << 3
 CR3_RESERVED = ~((1 << 52) - 1) & (1 << 64) - 1
@@ -40,6 +42,8 @@ class Controls:
     def arm(self) -> None:
         """Point the CPU at the hidden pages and turn intercepts on; which ones is left as it is."""
         ctypes.c_uint64.from_address(self._env_address + lay.ENV_VM_VMCB).value = self._base
+        for code in NATIVE:
+            self._set(code, True)
         ctypes.c_uint32.from_address(self._env_address + lay.ENV_HFLAGS).value |= lay.HF_GUEST_MASK
         ctypes.c_uint32.from_address(self._env_address + lay.ENV_HFLAGS2).value |= lay.HF2_VINTR_MASK
 

@@ -39,6 +39,7 @@ ENV_ERROR_CODE = 0x1508
 ENV_EXCEPTION_IS_INT = 0x150C
 ENV_EXCEPTION_NEXT_EIP = 0x1510
 ENV_DR = 0x1518
+ENV_BREAKPOINTS = 0x1558
 ENV_OLD_EXCEPTION = 0x1578
 ENV_VM_VMCB = 0x1580
 ENV_MAILBOX = 0x1588
@@ -51,6 +52,10 @@ ENV_SAVED = 0x15C0
 
 ENV_MTRR, MTRR_SIZE = 0x18B0, 0xE0
 """mtrr_fixed[11], mtrr_deftype, mtrr_var[8]: registers that lie outside of ENV_SAVED."""
+
+ENV_FEATURES = 0x1600
+FEATURES_LOW, FEATURES_EXTENDED = 0, 6
+"""Feature words of leaves 1 and 7, and of 0x80000001."""
 
 ES, CS, SS, DS, FS, GS = range(6)
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
@@ -97,11 +102,13 @@ CF_INVALID = 0x40000
 HF_CPL_MASK = 3
 HF_INHIBIT_IRQ_MASK = 1 << 3
 HF_CS32_MASK = 1 << 4
+HF_PE_MASK = 1 << 7
 HF_LMA_MASK = 1 << 14
 HF_CS64_MASK = 1 << 15
-HF_VM_MASK = 1 << 17
 HF_GUEST_MASK = 1 << 21
 HF_SMAP_MASK = 1 << 23
+HF2_NMI_MASK = 1 << 2
+"""An NMI is being handled: until IRET."""
 HF2_VINTR_MASK = 1 << 3
 """CR8 is v_tpr."""
 DESC_P_MASK = 1 << 15

@@ -39,6 +39,7 @@ FN_PORT_IN = _next()
 FN_PORT_OUT = _next()
 FN_UPDATE_CR0 = _next()
 FN_LOAD16 = _next()
+FN_LTR = _next()
 
 # The last exit.
 EXIT = _next()
@@ -107,7 +108,11 @@ ASKED = _next()
 SINGLE = _next()
 """RIP of the instruction that must run alone, since its block reaches into a page that cannot be fetched."""
 STEP = _next()
+STEP_ONE, STEP_DONE, STEP_TRAP, STEP_DELIVERY = 1, 2, 3, 4
+"""One instruction, which has run; one by the trap flag; up to the handler of a queued event."""
 TSC_OFFSET = _next()
+TIME_BASE = _next()
+"""What other CPUs have retired: RDTSC adds it."""
 TSC_READS = _next()
 MISCOUNTS = _next()
 
@@ -118,16 +123,13 @@ EVENT_ERROR = _next()
 EVENT_NEXT_RIP = _next()
 IRQ_PENDING = _next()
 IRQ_VECTOR = _next()
+NMI_PENDING = _next()
 DELIVERING = _next()
 VECTORING = _next()
 VEC_VECTOR = _next()
 VEC_ERROR = _next()
 VEC_NEXT_RIP = _next()
 STOP = _next()
-STORM = _next()
-"""Exceptions delivered since an instruction last retired, when STORM_AT had."""
-STORM_AT = _next()
-STORM_LIMIT = 4096
 
 # Statistics only.
 FILLS = _next()

@@ -17,9 +17,10 @@ LONG_MODE_CR4 = x86.CR4_PAE | x86.CR4_PGE | 0x600
 """PAE, PGE, OSFXSR, OSXMMEXCPT."""
 LONG_MODE_EFER = x86.EFER_SCE | x86.EFER_LME | x86.EFER_LMA | x86.EFER_NX
 FLAT_LIMIT = 0xFFFF_FFFF
-RFLAGS_FIXED = 2
+RFLAGS_FIXED, RFLAGS_TF = 2, 1 << 8
 MASK64 = (1 << 64) - 1
 RIP = lay.ENV_EIP // 8
+EFLAGS = lay.ENV_EFLAGS // 8
 EFER = lay.ENV_EFER // 8
 CR0, CR2, CR3, CR4 = (lay.ENV_CR // 8 + i for i in (0, 2, 3, 4))
 HFLAGS = lay.ENV_HFLAGS // 8
@@ -208,11 +209,13 @@ class Registers:
 
     @property
     def tr(self) -> Segment:
-        return seg.read(self._env_address, lay.ENV_TR)
+        """The task register; its TSS is busy."""
+        cached = seg.read(self._env_address, lay.ENV_TR)
+        return cached._replace(flags=cached.flags | seg.BUSY) if cached.flags & seg.P else cached
 
     @tr.setter
     def tr(self, segment: Segment) -> None:
-        self._set_cache(lay.ENV_TR, segment)
+        self._set_cache(lay.ENV_TR, segment._replace(flags=segment.flags & ~seg.BUSY))
 
     @property
     def ldtr(self) -> Segment:

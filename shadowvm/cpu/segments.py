@@ -19,8 +19,9 @@ CODE32_FLAGS = G | DB | P | S | CODE | WRITABLE | ACCESSED | 0xF0000
 CODE16_FLAGS = P | S | CODE | WRITABLE | ACCESSED
 DATA_FLAGS = G | DB | P | S | WRITABLE | ACCESSED | 0xF0000
 DATA16_FLAGS = P | S | WRITABLE | ACCESSED
-TSS_FLAGS = P | 11 << 8
-"""A busy 32- or 64-bit TSS."""
+BUSY = 2 << 8
+TSS_FLAGS = P | 9 << 8
+"""A 32- or 64-bit TSS as QEMU caches it: not busy, whatever memory says."""
 LDT_FLAGS = P | 2 << 8
 
 

@@ -51,6 +51,7 @@ NATIVE_CALLS = {
     mb.FN_UPDATE_HFLAGS: "x86_update_hflags",
     mb.FN_TB_LOOKUP: "tcg_tb_lookup",
     mb.FN_UPDATE_CR0: "cpu_x86_update_cr0",
+    mb.FN_LTR: "helper_ltr",
     mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }
 OWN_CALLS = {mb.FN_BLOCK_SLOW: "block_slow", mb.FN_OTHER_ROOT: "find_root", mb.FN_REFUSE: "refuse_walk"}
@@ -59,7 +60,7 @@ HOOKS = (
     (UC_HOOK_INTR, "exception", 0),
     (UC_HOOK_INSN_INVALID, "invalid", 0),
     (UC_HOOK_INSN, "syscall", UC_X86_INS_SYSCALL),
-    (UC_HOOK_INSN, "undefined", UC_X86_INS_SYSENTER),
+    (UC_HOOK_INSN, "sysenter", UC_X86_INS_SYSENTER),
     (UC_HOOK_INSN, "rdtsc", UC_X86_INS_RDTSC),
     (UC_HOOK_INSN, "rdtscp", UC_X86_INS_RDTSCP),
     (UC_HOOK_INSN, "port_in", UC_X86_INS_IN),
@@ -168,3 +169,12 @@ def _clear(lib: Library, env: int, leaf: tuple[int, int], register: int, bit: in
                 return True
             field.value = word
     return False
+
+
+def limit_features(env: int, low: tuple[int, ...], extended: tuple[int, int]) -> None:
+    """Clear the bits of env's feature words that are not in `low` (1.edx, 1.ecx, 7.ebx, 7.ecx) and `extended`
+    (0x80000001 edx, ecx), as QEMU orders them in FeatureWord."""
+    for first, masks in ((lay.FEATURES_LOW, low), (lay.FEATURES_EXTENDED, extended)):
+        for i, mask in enumerate(masks):
+            field = ctypes.c_uint64.from_address(env + lay.ENV_FEATURES + 8 * (first + i))
+            field.value &= mask

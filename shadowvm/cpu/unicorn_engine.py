@@ -19,28 +19,33 @@ from .. import x86
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva, Hpa, Pfn
 from ..errors import ModelBug
 from ..phys import Ram
-from . import context, registers, roots, selftest, start
+from . import context, registers, roots, selftest, start, step
 from . import layout as lay
 from . import mailbox as mb
 from .arena import Arena
 from .check import peek
 from .controls import HIDDEN_PAGES, Controls
-from .engine import FETCH, CpuExit, Event, EventKind, InHandler, OutHandler
+from .engine import CpuExit, Event, EventKind, InHandler, OutHandler
 from .interrupt import queue, vectored
 from .library import CTL_TB_FLUSH, library
 from .native.cache import load as load_native
-from .registers import CR2, DR6, HFLAGS, MASK64, RIP, Registers
+from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers
 from .segments import TableRegister
-from .setup import NATIVE_CALLS, OWN_CALLS, control, cpuid, hide_features, map_hidden, open_unicorn, patch
-from .walker import Walked, walk
+from .setup import (
+    NATIVE_CALLS,
+    OWN_CALLS,
+    control,
+    cpuid,
+    hide_features,
+    limit_features,
+    map_hidden,
+    open_unicorn,
+    patch,
+)
 
-RFLAGS_TF = 1 << 8
 DR6_BS = 1 << 14
-OPCODE_PUSHF = 0x9C
-PUSHF_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3, *range(0x40, 0x50)))
 # Every exit needs these: one lookup less each.
-_EXIT, _VECTORING, _INTERRUPT = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT
-FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
+_EXIT, _VECTORING, _INTERRUPT, _NMI = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT, EventKind.NMI
 IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 OUT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 
@@ -52,7 +57,7 @@ class UnicornEngine(Registers):
         if vcpu_id >= 0:
             _prove_library()
         self.ram, self.vcpu_id, self.counting = ram, vcpu_id, counting
-        self._error = ""
+        self.error = ""
         lib = library()
         self._native = load_native()
         self._uc, self._cpu = open_unicorn(lib, ram)
@@ -138,7 +143,7 @@ class UnicornEngine(Registers):
             raised, self._raised = self._raised, None
             raise raised
         if error:
-            self._error = self._lib.uc_strerror(error).decode()
+            self.error = self._lib.uc_strerror(error).decode()
             return CpuExit.UNSUPPORTED
         if code:
             return code
@@ -148,13 +153,6 @@ class UnicornEngine(Registers):
             self.old_exception = 0xFFFF_FFFF
             return CpuExit.SHUTDOWN
         return CpuExit.HLT
-
-    @property
-    def error(self) -> str:
-        """Why the last exit was UNSUPPORTED."""
-        if self.box[mb.STORM] == mb.STORM_LIMIT:
-            return f"{mb.STORM_LIMIT} exceptions in a row and no instruction retired"
-        return self._error
 
     @property
     def old_exception(self) -> int:
@@ -172,81 +170,16 @@ class UnicornEngine(Registers):
         Raises:
             ModelBug: an event is queued; it would be delivered instead.
         """
-        box = self.box
-        if box[mb.EVENT_KIND]:
-            raise ModelBug(f"a step with event {box[mb.EVENT_VECTOR]} queued")
-        pending, box[mb.IRQ_PENDING] = box[mb.IRQ_PENDING], 0
-        try:
-            return self._step_counted() if self.counting else self._step_trapped()
-        finally:
-            box[mb.STEP] = 0
-            if pending:
-                box[mb.IRQ_PENDING] = pending
-                self._kick()
+        return step.step(self)
 
     def deliver(self, event: Event) -> int:
         """Deliver an event, as `requeue` does, and stop at its handler: QUANTUM, else the exit on the way there."""
         self.requeue(event)
-        self.box[mb.STEP] = 4
+        self.box[mb.STEP] = mb.STEP_DELIVERY
         try:
             return self.enter()
         finally:
             self.box[mb.STEP] = 0
-
-    def _step_counted(self) -> int:
-        """With no budget every block comes to the hook's slow path, which ends the run at the second."""
-        box = self.box
-        saved = box[mb.BUDGET]
-        box[mb.GRANTED] = box[mb.GRANTED] - saved & MASK64
-        box[mb.BUDGET] = 0
-        box[mb.STEP] = box[mb.ASKED] = 1
-        self._cflags_next.value = 1
-        try:
-            code = self.enter()
-        finally:
-            box[mb.GRANTED] = box[mb.GRANTED] + saved & MASK64
-            box[mb.BUDGET] = box[mb.BUDGET] + saved & MASK64
-        return self._stepped(code, box[mb.STEP] == 2)
-
-    def _step_trapped(self) -> int:
-        """Without the block hook: by the trap flag, which must not stay in what a PUSHF stores."""
-        env, box = self.env, self.box
-        dr6, flags, start = env[DR6], self.rflags, env[RIP]
-        pushf = not flags & RFLAGS_TF and self._at_pushf(start)
-        self.rflags = flags | RFLAGS_TF
-        box[mb.STEP] = 3
-        code = self.enter()
-        env[DR6] = dr6
-        if not flags & RFLAGS_TF:
-            self.rflags &= ~RFLAGS_TF
-        if pushf and env[RIP] != start:
-            self.ram.b[self._hpa(env[lay.RSP] + 1)] &= ~(RFLAGS_TF >> 8)
-        return self._stepped(code, bool(box[mb.STEP]) and env[RIP] != start)
-
-    def _at_pushf(self, rip: int) -> bool:
-        """Is the instruction at `rip` PUSHF? False if it cannot be fetched: then it does not run. 64-bit code only."""
-        if not self.env[registers.HFLAGS] & lay.HF_CS64_MASK:
-            return False
-        for va in range(rip, rip + 15):
-            hpa = self._hpa(va)
-            byte = self.ram.b[hpa] if hpa >= 0 else 0
-            if byte not in PUSHF_PREFIXES:
-                return byte == OPCODE_PUSHF
-        return False
-
-    def _hpa(self, va: int) -> int:
-        """Where data accesses to `va` go, by the windows and the current root, whatever the rights; -1 if nowhere."""
-        box = self.box
-        for word in (mb.WINDOW_VA, mb.WINDOW1_VA):
-            if box[word] == va & ~(PAGE_SIZE - 1):
-                return box[word + 1] << PAGE_SHIFT | va & PAGE_SIZE - 1
-        found = walk(self.ram, box[mb.ROOT], va, level=box[mb.ROOT_LEVEL], mark=False)
-        return found.pfn << PAGE_SHIFT | va & PAGE_SIZE - 1 if isinstance(found, Walked) else -1
-
-    def _stepped(self, code: int, retired: bool) -> int:
-        """The instruction is done even if the next one cannot be fetched."""
-        next_absent = code in FETCH_EXITS and self.box[mb.EXIT_ACCESS] == FETCH
-        return CpuExit.QUANTUM if retired and next_absent else code
 
     def skip_instruction(self) -> None:
         """Go past the instruction of the last exit, which has been emulated: it counts as retired.
@@ -280,6 +213,33 @@ class UnicornEngine(Registers):
         """Instructions retired so far; exact at every exit. 0 without counting."""
         box = self.box
         return box[mb.GRANTED] - box[mb.BUDGET] - box[mb.STOLEN] & MASK64
+
+    @property
+    def tsc(self) -> int:
+        """The time-stamp counter: retired instructions, the time base and the offset."""
+        box = self.box
+        return self.instructions + box[mb.TIME_BASE] + box[mb.TSC_OFFSET] & MASK64
+
+    @property
+    def tsc_offset(self) -> int:
+        return self.box[mb.TSC_OFFSET]
+
+    @tsc_offset.setter
+    def tsc_offset(self, value: int) -> None:
+        self.box[mb.TSC_OFFSET] = value & MASK64
+
+    def set_time_base(self, instructions: int) -> None:
+        """What other CPUs have retired until now: the time-stamp counter is the machine's."""
+        self.box[mb.TIME_BASE] = instructions
+
+    def set_features(self, leaf1: tuple[int, int], leaf7: tuple[int, int], extended1: tuple[int, int]) -> None:
+        """Take away what the guest's CPUID denies: instructions of absent features are #UD.
+
+        `leaf1` and `extended1` are (ecx, edx) of CPUID 1 and 0x80000001, `leaf7` is (ebx, ecx) of 7.0. What the CPU
+        under it lacks stays absent.
+        """
+        limit_features(self._env_address, (leaf1[1], leaf1[0], *leaf7), (extended1[1], extended1[0]))
+        control(self._lib, self._uc, CTL_TB_FLUSH)
 
     def request_stop(self) -> None:
         """From a port handler: end the run after this instruction with STOPPED."""
@@ -325,12 +285,15 @@ class UnicornEngine(Registers):
     # Events.
 
     def queue_event(self, event: Event) -> None:
-        """Deliver at the next entry; an INTERRUPT waits for IF and the STI shadow."""
+        """Deliver at the next entry. An INTERRUPT waits for IF and the STI shadow, an NMI for the IRET of the one
+        before; a further NMI is lost meanwhile."""
         box = self.box
         if event.kind is _INTERRUPT:
             if box[mb.IRQ_PENDING]:
                 raise ModelBug(f"interrupt {event.vector} queued over interrupt {box[mb.IRQ_VECTOR]}")
             box[mb.IRQ_PENDING], box[mb.IRQ_VECTOR] = 1, event.vector
+        elif event.kind is _NMI:
+            box[mb.NMI_PENDING] = 1
         else:
             queue(box, event)
             if event.cr2 is not None:
@@ -350,6 +313,21 @@ class UnicornEngine(Registers):
     def irq_pending(self) -> bool:
         """An interrupt is queued and waits for its window."""
         return bool(self.box[mb.IRQ_PENDING])
+
+    @property
+    def nmi_pending(self) -> bool:
+        """An NMI is queued and waits for the end of the one before."""
+        return bool(self.box[mb.NMI_PENDING])
+
+    def cancel_irq(self) -> None:
+        """Take a queued interrupt back, if it still waits."""
+        self.box[mb.IRQ_PENDING] = 0
+
+    @property
+    def irq_window_open(self) -> bool:
+        """Would the CPU take an interrupt now: IF, and no shadow of STI or MOV SS?"""
+        env = self.env
+        return bool(env[EFLAGS] & x86.RFLAGS_IF) and not env[HFLAGS] & lay.HF_INHIBIT_IRQ_MASK
 
     # The TLB and the tables it is filled from.
 
@@ -440,7 +418,8 @@ class UnicornEngine(Registers):
         start.sipi(self, vector)
 
     def _forget_events(self) -> None:
-        self.box[mb.EVENT_KIND] = self.box[mb.IRQ_PENDING] = self.box[mb.VECTORING] = 0
+        self.box[mb.EVENT_KIND] = self.box[mb.IRQ_PENDING] = self.box[mb.NMI_PENDING] = self.box[mb.VECTORING] = 0
+        self.env[HFLAGS] &= ~(lay.HF_INHIBIT_IRQ_MASK | lay.HF2_NMI_MASK << 32)
         self.flush_tlb()
 
     def save(self) -> bytes:
@@ -449,7 +428,9 @@ class UnicornEngine(Registers):
 
     def restore(self, state: bytes) -> None:
         """What `save` gave, of this or another engine. Forgets the TLB, roots and translated code."""
+        self.set_dr(7, 0)
         context.restore(self._env_address, self.box, state)
+        self.set_dr(7, self.env[DR7])
         self.env[lay.ENV_MAILBOX // 8] = self._arena.address
         self.controls.arm()
         self._request.value = lay.INTERRUPT_HARD

@@ -21,6 +21,12 @@ GDT, IDT, TSS = 0x2000, 0x3000, 0x4000
 LOW = 1 << 20
 RESET_FRAME = 0x30000
 GDT_ENTRIES = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00AFFB000000FFFF)
+FLAT_GDT = (
+    *(0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00CFF3000000FFFF, 0x00CFFB000000FFFF),
+    *(0x67 | TSS << 16 | 0x8B << 40, 0x00009B000000FFFF, 0x000093000000FFFF, 0x0000F3000000FFFF),
+)
+"""0x08 code, 0x10 data, 0x18 user data, 0x20 user code, 0x28 TSS; of 16 bits: 0x30 code, 0x38 data."""
+TO_USER32 = f"push 0x1b\n push {USER_STACK:#x}\n push 0x202\n push 0x23\n push {USER_CODE:#x}\n iret"
 TO_USER = f"push 0x1b\n push {USER_STACK:#x}\n push 0x202\n push 0x23\n push {USER_CODE:#x}\n iretq"
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 
@@ -71,6 +77,7 @@ class Machine:
     def system_tables(self) -> None:
         tss = (0x67 | TSS << 16 | 0x89 << 40, 0)
         self.write(GDT, struct.pack("<7Q", *GDT_ENTRIES, *tss))
+        self.write(TSS + 0x66, b"\x68\0")
         self.write(TSS + 4, struct.pack("<Q", 0x9000))
         self.write(TSS + 0x24, struct.pack("<7Q", *(0xB000 + n * 0x1000 for n in range(7))))
 
@@ -137,10 +144,27 @@ class FlatMachine(Machine):
         return self.engine.enter()
 
     def protected(self, source: str, at: int = CODE) -> int:
-        """Run flat 32-bit code at `at` with the machine's GDT and IDT."""
+        """Run flat 32-bit code at `at` with the machine's GDT, IDT and TSS."""
         self.code(at, source, 32)
-        self.engine.init_protected_mode(at, 0, 0, GDT, 0x3F)
-        self.engine.idtr = TableRegister(IDT, 0x7FF)
-        self.engine.env[RSP] = STACK
-        self.load()
+        self.reset(at)
         return self.engine.enter()
+
+    def reset(self, entry: int = CODE) -> None:
+        """To CPL 0 of 32-bit code, without paging."""
+        self.write(GDT, struct.pack("<9Q", *FLAT_GDT))
+        self.write(TSS + 4, struct.pack("<II", 0x9000, 0x10))
+        self.write(TSS + 0x66, b"\x68\0")
+        e = self.engine
+        e.init_protected_mode(entry, 0, 0, GDT, 0x47)
+        e.idtr, e.tr = TableRegister(IDT, 0x7FF), Segment(0x28, TSS, 0x67, 0x8B00)
+        e.env[RSP] = STACK
+        self.load()
+
+    def gate(self, vector: int, handler: int, *, ist: int = 0, dpl: int = 0, kind: int = 14) -> None:
+        selector = 0x30 if kind in (6, 7) else 8
+        low = handler & 0xFFFF, selector, 0, 0x80 | dpl << 5 | kind, handler >> 16
+        self.write(IDT + 8 * vector, struct.pack("<HHBBH", *low))
+
+    def vector(self, number: int, handler: int) -> None:
+        """A real-mode interrupt vector to 0:`handler`."""
+        self.write(4 * number, struct.pack("<HH", handler, 0))

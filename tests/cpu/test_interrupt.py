@@ -100,7 +100,7 @@ def test_ist_gives_another_stack(machine: Machine) -> None:
         ("mov eax,0x4440\n mov fs,ax", 13, skip(2), 0x4440, 5, 0),
         ("cli", 13, skip(1), 0, 0, 0),
         ("hlt", 13, skip(1), 0, 0, 0),
-        ("nop\n sysenter", 6, SAVE_NO_ERROR + "add qword [rsp],2\n iretq", NO_ERROR, 1, 0),
+        ("nop\n sysenter", 13, skip(2), 0, 1, 0),
         ("vmrun", 6, SAVE_NO_ERROR + "add qword [rsp],3\n iretq", NO_ERROR, 0, 0),
         ("rdrand eax", 6, SAVE_NO_ERROR + "add qword [rsp],3\n iretq", NO_ERROR, 0, 0),
         ("rdseed rax", 6, SAVE_NO_ERROR + "add qword [rsp],4\n iretq", NO_ERROR, 0, 0),
@@ -181,15 +181,34 @@ def test_a_queued_fault_with_a_bad_gate_is_a_double_fault(machine: Machine) -> N
     assert machine.reg(R10) == CODE
 
 
-def test_a_handler_that_faults_at_once_ends_the_run() -> None:
-    """With an IST the stack never overflows: a real CPU would be lost too, but a run must end."""
+def test_a_handler_that_faults_at_once_uses_up_the_budget() -> None:
+    """With an IST the stack never overflows: a real CPU would be lost too, but a quantum must end."""
     machine = Machine()
     machine.gate(6, HANDLERS, ist=1)
     machine.code(HANDLERS, "ud2")
-    machine.engine.set_budget(10)
     for _ in range(2):
-        assert machine.run("nop\n ud2") == CpuExit.UNSUPPORTED
-        assert machine.engine.error == "4096 exceptions in a row and no instruction retired"
+        machine.engine.set_budget(1000)
+        assert machine.run("nop\n ud2") == CpuExit.QUANTUM
+        assert machine.engine.box[mb.VECTOR_COUNTS + 6] == 999
+        machine.engine.box[mb.VECTOR_COUNTS + 6] = 0
+    assert machine.engine.instructions == 2
+
+
+def test_a_handler_that_cannot_be_fetched_uses_up_the_budget() -> None:
+    """Each fault is injected from outside, and the delivery gets through every time."""
+    machine = Machine()
+    machine.gate(14, 0x200000, ist=1)
+    machine.code(CODE, "hlt")
+    machine.reset()
+    machine.engine.set_budget(10)
+    for _ in range(10):
+        machine.engine.queue_event(Event(EventKind.EXCEPTION, 14, 0, 0x200000))
+        assert machine.engine.enter() == CpuExit.WALK_FAULT
+    machine.engine.queue_event(Event(EventKind.EXCEPTION, 14, 0, 0x200000))
+    assert machine.engine.enter() == CpuExit.QUANTUM
+    machine.engine.set_budget(1)
+    assert machine.engine.enter() == CpuExit.WALK_FAULT
+    assert machine.engine.instructions == 0
 
 
 def test_a_handler_that_cannot_be_fetched_ends_the_run() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from shadowvm.cpu import mailbox as mb
 from shadowvm.cpu.engine import CpuExit, Event, EventKind
-from tests.cpu.machine import CODE, HANDLERS, TO_USER, USER_CODE, Machine
+from shadowvm.cpu.segments import Segment
+from tests.cpu.machine import CODE, HANDLERS, TO_USER, TSS, USER_CODE, FlatMachine, Machine, P, U, W
 
 
 @pytest.fixture(params=[True, False], ids=["counting", "plain"])
@@ -143,3 +145,124 @@ def test_an_exception_of_a_handler_is_raised_by_enter(machine: Machine) -> None:
     assert (machine.engine.rip, machine.reg(3)) == (CODE + 7, 1)
     assert machine.engine.enter() == CpuExit.HLT
     assert machine.reg(3) == 2
+
+
+def bitmap(machine: Machine, *denied: int) -> None:
+    """A TSS whose I/O bitmap starts at 0x68 and denies these ports only."""
+    machine.write(TSS + 0x68, bytes(0x200) + b"\xff")
+    for port in denied:
+        machine.ram.b[TSS + 0x68 + port // 8] |= 1 << port % 8
+    machine.engine.tr = Segment(0x28, TSS, 0x68 + 0x200, 0x8B00)
+
+
+def as_user(machine: Machine, source: str, *denied: int) -> list[tuple[int, ...]]:
+    """Run user code under a bitmap; the port accesses. #GP leaves RIP in r10."""
+    calls: list[tuple[int, ...]] = []
+    machine.engine.on_out(lambda *a: calls.append(a))
+    machine.engine.on_in(lambda port, size: calls.append((port, size)) or 0x5A)
+    machine.code(CODE, TO_USER)
+    machine.code(USER_CODE, f"{source}\n int3")
+    machine.code(HANDLERS, "hlt")
+    machine.gate(3, HANDLERS, dpl=3)
+    machine.code(HANDLERS + 16, "mov r9,[rsp]\n mov r10,[rsp+8]\n hlt")
+    machine.gate(13, HANDLERS + 16)
+    machine.reset()
+    bitmap(machine, *denied)
+    machine.engine.set_reg(10, 0)
+    assert machine.engine.enter() == CpuExit.HLT
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("source", "denied", "rip"),
+    [
+        ("out 0x80,al", (), None),
+        ("out 0x80,al", (0x80,), 0),
+        ("mov dx,0x3f\n in eax,dx", (), None),
+        ("mov dx,0x3f\n in eax,dx", (0x42,), 4),
+        ("mov dx,0x3f\n in eax,dx", (0x43,), None),
+        ("mov dx,0xfff\n in al,dx", (), None),
+        ("mov dx,0xfff\n in ax,dx", (), 4),
+        ("mov dx,0x1000\n in al,dx", (), 4),
+    ],
+)
+def test_the_bitmap_of_the_tss_decides_for_each_port(
+    machine: Machine, source: str, denied: tuple[int, ...], rip: int | None
+) -> None:
+    calls = as_user(machine, source, *denied)
+    assert len(calls) == (rip is None)
+    assert machine.reg(10) == (0 if rip is None else USER_CODE + rip)
+
+
+def test_an_absent_tss_page_is_a_walk_fault_at_the_instruction(machine: Machine) -> None:
+    calls: list[int] = []
+    machine.engine.on_out(lambda *a: calls.append(1))
+    machine.code(CODE, TO_USER)
+    machine.code(USER_CODE, "mov ecx,3\n out 0x80,al\n hlt")
+    machine.reset()
+    bitmap(machine)
+    at = machine.map(TSS, TSS, 0)
+    assert machine.engine.enter() == CpuExit.WALK_FAULT
+    assert (machine.exit[0], machine.engine.rip, calls) == (TSS + 0x66, USER_CODE + 5, [])
+    assert (machine.engine.box[mb.EXIT_USER], machine.engine.vectoring()) == (0, None)
+    machine.ram.q[at] = TSS | P | W | U
+    machine.gate(13, HANDLERS)
+    machine.code(HANDLERS, "hlt")
+    assert machine.engine.enter() == CpuExit.HLT
+    assert calls == [1]
+
+
+def test_string_io_under_a_bitmap_moves_each_item_once(machine: Machine) -> None:
+    machine.write(0x6000, bytes(range(1, 5)))
+    source = "mov esi,0x6000\n mov edi,0x6010\n mov ecx,4\n mov dx,0x60\n rep outsb\n mov ecx,3\n rep insb"
+    calls = as_user(machine, source)
+    assert calls == [(0x60, 1, n) for n in range(1, 5)] + [(0x60, 1)] * 3
+    assert bytes(machine.ram.b[0x6010:0x6014]) == b"\x5a\x5a\x5a\0"
+
+
+@pytest.mark.parametrize("insn", ["rep insb", "rep outsb", "insw", "outsd"])
+def test_string_io_to_an_absent_page_is_a_fault_before_the_port(machine: Machine, insn: str) -> None:
+    calls: list[int] = []
+    machine.engine.on_out(lambda *a: calls.append(1))
+    machine.engine.on_in(lambda *a: calls.append(1) or 0x77)
+    machine.map(0x1FF000, 0x20000, P | W | U)
+    step = 4 if insn == "outsd" else 2 if insn == "insw" else 1
+    count = 2 if "rep" in insn else 0
+    source = f"mov esi,{0x200000 - count:#x}\n mov edi,esi\n mov ecx,4\n mov dx,0x60\n {insn}\n hlt"
+    assert machine.run(source) == CpuExit.WALK_FAULT
+    assert (machine.exit[0], len(calls), machine.engine.rip) == (0x200000, count, CODE + 16)
+    assert machine.reg(1) == 4 - count
+    before = machine.engine.instructions
+    assert not machine.engine.counting or before == 4 + count
+    machine.map(0x200000, 0x21000, P | W | U)
+    assert machine.engine.enter() == CpuExit.HLT
+    assert len(calls) == (4 if "rep" in insn else 1)
+    assert machine.reg(6 if "outs" in insn else 7) == 0x200000 - count + (4 if count else step)
+
+
+def test_real_mode_has_no_port_privileges() -> None:
+    machine = FlatMachine()
+    calls: list[tuple[int, ...]] = []
+    machine.engine.on_out(lambda *a: calls.append(a))
+    machine.write(0x600, b"ab")
+    assert machine.real("mov si,0x600\n mov cx,2\n mov dx,0x3f8\n rep outsb\n out 0x80,al\n hlt") == CpuExit.HLT
+    assert calls[:2] == [(0x3F8, 1, 0x61), (0x3F8, 1, 0x62)]
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("denied", "allowed"), [((), True), ((0x80,), False)])
+def test_virtual_8086_mode_always_asks_the_bitmap(denied: tuple[int, ...], allowed: bool) -> None:
+    machine = FlatMachine()
+    calls: list[int] = []
+    machine.engine.on_out(lambda *a: calls.append(1))
+    machine.code(0x10000, "out 0x80,al\n ud2", 16, 0)
+    machine.code(HANDLERS, "mov ebx,[esp+4]\n hlt", 32)
+    machine.gate(13, HANDLERS)
+    machine.gate(6, HANDLERS)
+    segments = "".join("push 0x200\n" for _ in range(4))
+    machine.code(CODE, f"{segments} push 0x100\n push 0x800\n push 0x23202\n push 0x1000\n push 0\n iret", 32)
+    machine.reset()
+    bitmap(machine, *denied)
+    assert machine.engine.enter() == CpuExit.HLT
+    assert len(calls) == allowed
+    assert machine.reg(3) == (0x1000 if allowed else 0)

@@ -146,11 +146,11 @@ def on_block_slow(box, slot, pc):
             put(box, mb.ASKED, 1)
             st32(cpu + lay.CPU_CFLAGS_NEXT_TB, shortened)
         run_again(box)
-    if get(box, mb.STEP) == 2:
+    if get(box, mb.STEP) == mb.STEP_DONE:
         leave(box, QUANTUM)
     left = get(box, mb.BUDGET)
-    if get(box, mb.STEP) == 1:
-        put(box, mb.STEP, 2)
+    if get(box, mb.STEP) == mb.STEP_ONE:
+        put(box, mb.STEP, mb.STEP_DONE)
     elif left <= 0:
         leave(box, QUANTUM)
     elif count > left:
@@ -197,6 +197,6 @@ def on_rdtsc(box):
     counting = get(box, mb.COUNTING) != 0
     now = retired(box, linear_rip(env)) if counting else get(box, mb.TSC_READS) * 1024
     bump(box, mb.TSC_READS)
-    now += get(box, mb.TSC_OFFSET)
+    now += get(box, mb.TSC_OFFSET) + get(box, mb.TIME_BASE)
     st64(env + lay.ENV_REGS + 8 * lay.RAX, now & 0xFFFF_FFFF)
     st64(env + lay.ENV_REGS + 8 * lay.RDX, now >> 32 & 0xFFFF_FFFF)

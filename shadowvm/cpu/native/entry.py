@@ -7,9 +7,10 @@ from numba import cfunc, types
 
 from .. import layout as lay
 from .blocks import on_block, on_block_slow, on_rdtsc
-from .interrupt import on_exception, on_interrupt, on_syscall, on_undefined
+from .interrupt import on_exception, on_interrupt, on_invalid
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
+from .syscall import on_syscall, on_sysenter
 from .walker import on_fill, other_root, refuse, walk
 
 i64, u32, i32, boolean, void = types.int64, types.uint32, types.int32, types.boolean, types.void
@@ -36,7 +37,7 @@ def exception(uc, vector, box):
 
 @callback(boolean, i64, i64)
 def invalid(uc, box):
-    on_exception(box, i64(6))
+    on_invalid(box)
     return True
 
 
@@ -46,8 +47,8 @@ def syscall(uc, box):
 
 
 @callback(void, i64, i64)
-def undefined(uc, box):
-    on_undefined(box)
+def sysenter(uc, box):
+    on_sysenter(box)
 
 
 @callback(void, i64, i64, u32, i64)
@@ -108,7 +109,7 @@ CALLBACKS = {
         exception,
         invalid,
         syscall,
-        undefined,
+        sysenter,
         block,
         block_slow,
         find_root,

@@ -66,6 +66,22 @@ def load_status_word(box, env, pc, at, rex, segment, has_67):
 
 
 @inline
+def load_task_register(box, env, pc, at, rex, segment, has_67):
+    """LTR: QEMU takes a null selector and aborts the process when it needs a stack from there."""
+    modrm = code_byte(box, at)
+    if modrm >> 6 == 3:
+        selector = ld64(env + lay.ENV_REGS + 8 * (modrm & 7 | (rex & REX_B) << 3)) & 0xFFFF
+        end = at + 1
+    else:
+        va, end = memory_operand(box, at, rex, segment, has_67)
+        selector = call4(get(box, mb.FN_LOAD16), env, va, supervisor_idx(env), 0) & 0xFFFF
+    if selector & 0xFFFC == 0:
+        call4(get(box, mb.FN_RAISE), env, x86.GP_VECTOR, 0, 0)
+    call2(get(box, mb.FN_LTR), env, selector)
+    retire(box, end - pc)
+
+
+@inline
 def on_cr_write(box, env, pc):
     """MOV to CR0, CR3, CR4 or CR8 is an exit."""
     at, rex, segment, has_67, has_lock = prefixes(box, pc)
@@ -96,6 +112,9 @@ def on_intercept(box, code):
         on_cr_write(box, env, pc)
         return
     at, rex, segment, has_67, _has_lock = prefixes(box, pc)
+    if code == svm.EXIT_TR_WRITE:
+        load_task_register(box, env, pc, at + 2, rex, segment, has_67)
+        return
     put(box, mb.EXIT_INSN_LEN, at + 2 - pc)
     if code == svm.EXIT_MSR:
         leave(box, MSR_WRITE if ld32(env + lay.ENV_ERROR_CODE) else MSR_READ)

@@ -1,4 +1,4 @@
-"""Exceptions and interrupts: delivery through the guest's IDT inside the run, SYSCALL, and the INT hooks.
+"""Exceptions and interrupts: delivery through the guest's IDT inside the run, and the INT hooks.
 
 QEMU's own x86_cpu_do_interrupt does the work. Around it: which event is being delivered (so that a page fault on the
 IDT, the TSS or the stack becomes an exit and the event can be queued again), and the flaws of QEMU 5 put right.
@@ -13,17 +13,17 @@ from .. import mailbox as mb
 from .. import svm
 from ..engine import CpuExit, EventKind
 from .blocks import cut, leave, linear_rip, settle_self_modified
+from .decode import prefixes
 from .intercept import on_intercept, refuse_cr3
-from .memory import bump, call1, call3, call4, get, get_env, inline, ld32, ld64, put, st32, st64
+from .memory import bump, call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
 from .translate import code_byte
 
-STOPPED, QUANTUM, UNSUPPORTED = int(CpuExit.STOPPED), int(CpuExit.QUANTUM), int(CpuExit.UNSUPPORTED)
+STOPPED, QUANTUM = int(CpuExit.STOPPED), int(CpuExit.QUANTUM)
 EXCEPTION, SOFTWARE, INTERRUPT, NMI = (int(kind) for kind in EventKind)
-SEGMENT_FLAGS_TSS = 0x8B00
+SEGMENT_FLAGS_TSS = 0x8900
 UNSET = 0xFFFF_FFFF
-OPCODE_INT3, OPCODE_INT = 0xCC, 0xCD
-SYSCALL_CS_FLAGS, SYSCALL_SS_FLAGS = 0x00A0_9B00, 0x00C0_9300
-OPCODE_0F, OPCODE_SYSCALL = 0x0F, 0x05
+ERROR_EXT = 1
+OPCODE_INT3, OPCODE_INT, OPCODE_INTO, OPCODE_INT1 = 0xCC, 0xCD, 0xCE, 0xF1
 
 
 @inline
@@ -38,20 +38,37 @@ def remember(box, kind, vector, error, next_rip):
 @inline
 def prepare_tss(env):
     """QEMU aborts the process when it needs a stack from a null TR; a present TSS of length 0 gives #TS."""
-    if not ld32(env + lay.ENV_TR + lay.SEG_FLAGS) & lay.DESC_P_MASK:
+    flags = ld32(env + lay.ENV_TR + lay.SEG_FLAGS)
+    if not flags & lay.DESC_P_MASK:
         st64(env + lay.ENV_TR + lay.SEG_BASE, 0)
         st32(env + lay.ENV_TR + lay.SEG_LIMIT, 0)
         st32(env + lay.ENV_TR + lay.SEG_FLAGS, SEGMENT_FLAGS_TSS)
 
 
 @inline
+def charge(box):
+    """A delivery takes one from the budget, or exceptions whose handlers fault at once would go on for ever."""
+    put(box, mb.GRANTED, get(box, mb.GRANTED) - 1)
+    word = mb.STOLEN if get(box, mb.KICK) != 0 else mb.BUDGET
+    put(box, word, get(box, word) - 1)
+
+
+@inline
+def end_quantum(box):
+    """Deliver nothing with an empty budget: what is queued stays queued."""
+    if get(box, mb.COUNTING) != 0 and get(box, mb.STEP) == 0 and get(box, mb.BUDGET) + get(box, mb.STOLEN) <= 0:
+        leave(box, QUANTUM)
+
+
+@inline
 def deliver(box, vector):
     """Let QEMU deliver cpu->exception_index; comes back only if it got through."""
+    charge(box)
     env = get_env(box)
     prepare_tss(env)
     hflags = env + lay.ENV_HFLAGS
     # With HF_GUEST QEMU would note the event in the VMCB, which costs more than the delivery.
-    st32(hflags, ld32(hflags) & ~lay.HF_GUEST_MASK)
+    st32(hflags, ld32(hflags) & ~(lay.HF_GUEST_MASK | lay.HF_INHIBIT_IRQ_MASK))
     call1(get(box, mb.FN_DO_INTERRUPT), get(box, mb.CPU))
     # Unicorn moves EIP to the end of the last INT for whatever ends a block while this is set.
     st32(env + lay.ENV_EXCEPTION_IS_INT, 0)
@@ -65,33 +82,22 @@ def int_length(box, next_rip, vector):
     """Length of the INT before `next_rip`: INT3 or INT n. Redundant prefixes are not seen."""
     one = code_byte(box, next_rip - 1)
     two = code_byte(box, next_rip - 2)
+    if vector == x86.OF_VECTOR and one == OPCODE_INTO:
+        return 1
     return 1 if vector == x86.BP_VECTOR and one == OPCODE_INT3 and two != OPCODE_INT else 2
-
-
-@inline
-def watch_storm(box):
-    """A handler that faults at its first instruction would keep the CPU here for ever, and no budget would end it."""
-    if get(box, mb.COUNTING) != 0:
-        now = get(box, mb.GRANTED) - get(box, mb.BUDGET) - get(box, mb.STOLEN)
-        if now != get(box, mb.STORM_AT):
-            put(box, mb.STORM_AT, now)
-            put(box, mb.STORM, 0)
-        elif get(box, mb.STORM) == mb.STORM_LIMIT:
-            leave(box, UNSUPPORTED)
-        bump(box, mb.STORM)
 
 
 @inline
 def stop_at_handler(box):
     """The event of UnicornEngine.deliver has got through."""
-    if get(box, mb.STEP) == 4:
+    if get(box, mb.STEP) == mb.STEP_DELIVERY:
         put(box, mb.STEP, 0)
         leave(box, QUANTUM)
 
 
 @inline
 def on_exception(box, vector):
-    """UC_HOOK_INTR and UC_HOOK_INSN_INVALID: an exception of the current instruction, or INT n."""
+    """UC_HOOK_INTR: an exception of the current instruction, or INT n."""
     env = get_env(box)
     hflags = env + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
@@ -110,15 +116,17 @@ def on_exception(box, vector):
         return
     if vector == x86.DB_VECTOR:
         refuse_cr3(box, env)
-        if get(box, mb.STEP) == 3:
+        if get(box, mb.STEP) == mb.STEP_TRAP:
             put(box, mb.STEP, 0)
             leave(box, QUANTUM)
     cut(box, linear_rip(env))
-    watch_storm(box)
     error = ld32(env + lay.ENV_ERROR_CODE)
     if vector in (x86.GP_VECTOR, x86.NP_VECTOR) and error & 2 and ld32(env + lay.ENV_HFLAGS) & lay.HF_LMA_MASK:
         # QEMU 5 computes IDT error codes of long mode as vector * 16 + 2.
         error = (error >> 4 << 3) | (error & 3)
+        st32(env + lay.ENV_ERROR_CODE, error)
+    if get(box, mb.DELIVERING) not in (0, SOFTWARE) and x86.TS_VECTOR <= vector <= x86.GP_VECTOR:
+        error |= ERROR_EXT
         st32(env + lay.ENV_ERROR_CODE, error)
     remember(box, EXCEPTION, vector, error, 0)
     deliver(box, vector)
@@ -126,15 +134,33 @@ def on_exception(box, vector):
 
 
 @inline
+def on_invalid(box):
+    """UC_HOOK_INSN_INVALID: #UD, or INT1, which Unicorn does not know: a trap-like #DB that leaves DR6 alone."""
+    env = get_env(box)
+    pc = linear_rip(env)
+    at, _rex, _segment, _has_67, _has_lock = prefixes(box, pc)
+    if code_byte(box, at) != OPCODE_INT1:
+        on_exception(box, x86.UD_VECTOR)
+        return
+    cut(box, pc)
+    st64(env + lay.ENV_EIP, ld64(env + lay.ENV_EIP) + at + 1 - pc)
+    put(box, mb.BUDGET, get(box, mb.BUDGET) - 1)
+    st32(env + lay.ENV_EXCEPTION_IS_INT, 0)
+    st32(get(box, mb.CPU) + lay.CPU_EXCEPTION_INDEX, x86.DB_VECTOR)
+    remember(box, EXCEPTION, x86.DB_VECTOR, 0, 0)
+    deliver(box, x86.DB_VECTOR)
+    stop_at_handler(box)
+
+
+@inline
 def deliver_queued(box, cpu, env):
     """The event that the hypervisor queued."""
-    watch_storm(box)
     kind, vector = get(box, mb.EVENT_KIND), get(box, mb.EVENT_VECTOR)
     error, next_rip = get(box, mb.EVENT_ERROR), get(box, mb.EVENT_NEXT_RIP)
     put(box, mb.EVENT_KIND, 0)
     remember(box, kind, vector, error, next_rip)
     if kind in (INTERRUPT, NMI):
-        deliver_hard(box, env, vector)
+        deliver_hard(box, env, kind, vector)
         return
     st32(cpu + lay.CPU_EXCEPTION_INDEX, vector)
     st32(env + lay.ENV_ERROR_CODE, error)
@@ -148,13 +174,18 @@ def deliver_queued(box, cpu, env):
 
 
 @inline
-def deliver_hard(box, env, vector):
+def deliver_hard(box, env, kind, vector):
+    """An interrupt or NMI: no error code whatever the vector. NMIs are then blocked until an IRET."""
+    charge(box)
     prepare_tss(env)
     st32(env + lay.ENV_OLD_EXCEPTION, UNSET)
     hflags = env + lay.ENV_HFLAGS
-    st32(hflags, ld32(hflags) & ~lay.HF_GUEST_MASK)
+    st32(hflags, ld32(hflags) & ~(lay.HF_GUEST_MASK | lay.HF_INHIBIT_IRQ_MASK))
     call3(get(box, mb.FN_HARD_IRQ), env, vector, 1)
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    if kind == NMI:
+        hflags2 = env + lay.ENV_HFLAGS2
+        st32(hflags2, ld32(hflags2) | lay.HF2_NMI_MASK)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
 
@@ -169,56 +200,25 @@ def on_interrupt(cpu):
         put(box, mb.STOP, 0)
         leave(box, STOPPED)
     if get(box, mb.EVENT_KIND) != 0:
+        end_quantum(box)
         put(box, mb.LAST_TB, 0)
         deliver_queued(box, cpu, env)
         stop_at_handler(box)
         return True
-    if get(box, mb.IRQ_PENDING) == 0:
+    if get(box, mb.IRQ_PENDING) == 0 and get(box, mb.NMI_PENDING) == 0:
         st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
         return False
-    shadow = ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK
-    if shadow or not ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF:
+    if ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK:
         return False
-    vector = get(box, mb.IRQ_VECTOR)
+    kind, vector = NMI, x86.NMI_VECTOR
+    if get(box, mb.NMI_PENDING) == 0 or ld32(env + lay.ENV_HFLAGS2) & lay.HF2_NMI_MASK:
+        if get(box, mb.IRQ_PENDING) == 0 or not ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF:
+            return False
+        kind, vector = INTERRUPT, get(box, mb.IRQ_VECTOR)
     refuse_cr3(box, env)
-    put(box, mb.IRQ_PENDING, 0)
+    end_quantum(box)
+    put(box, mb.NMI_PENDING if kind == NMI else mb.IRQ_PENDING, 0)
     put(box, mb.LAST_TB, 0)
-    remember(box, INTERRUPT, vector, 0, 0)
-    deliver_hard(box, env, vector)
+    remember(box, kind, vector, 0, 0)
+    deliver_hard(box, env, kind, vector)
     return True
-
-
-@inline
-def on_syscall(box):
-    """SYSCALL (SDM vol. 2): Unicorn's own does nothing. It adds the instruction's length to RIP afterwards."""
-    env = get_env(box)
-    if not ld64(env + lay.ENV_EFER) & x86.EFER_SCE:
-        call4(get(box, mb.FN_RAISE), env, x86.UD_VECTOR, 0, 0)
-    rip = ld64(env + lay.ENV_EIP)
-    length = 2
-    while length < 15 and code_byte(box, rip + length - 1) not in (OPCODE_SYSCALL, -1):
-        length += 1
-    selector = ld64(env + lay.ENV_STAR) >> 32 & 0xFFFC
-    flags = call1(get(box, mb.FN_READ_EFLAGS), env) & ~0x10000
-    st64(env + lay.ENV_REGS + 8 * lay.RCX, rip + length)
-    st64(env + lay.ENV_REGS + 8 * 11, flags)
-    call3(get(box, mb.FN_WRITE_EFLAGS), env, flags & ~ld64(env + lay.ENV_FMASK), UNSET)
-    set_flat(env, lay.CS, selector, SYSCALL_CS_FLAGS)
-    set_flat(env, lay.SS, selector + 8, SYSCALL_SS_FLAGS)
-    call1(get(box, mb.FN_UPDATE_HFLAGS), env)
-    st64(env + lay.ENV_EIP, ld64(env + lay.ENV_LSTAR) - length)
-
-
-@inline
-def on_undefined(box):
-    """SYSENTER, which Unicorn would pass over as if it were a NOP: #UD, as on an AMD CPU in long mode."""
-    call4(get(box, mb.FN_RAISE), get_env(box), x86.UD_VECTOR, 0, 0)
-
-
-@inline
-def set_flat(env, segment, selector, flags):
-    at = env + lay.ENV_SEGS + lay.SEG_SIZE * segment
-    st32(at, selector)
-    st64(at + lay.SEG_BASE, 0)
-    st32(at + lay.SEG_LIMIT, UNSET)
-    st32(at + lay.SEG_FLAGS, flags)
