@@ -35,6 +35,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "uc_close": (i32, [u64]),
     "uc_strerror": (ctypes.c_char_p, [i32]),
     "uc_mem_map_ptr": (i32, [u64, u64, u64, u32, u64]),
+    "uc_mmio_map": (i32, [u64, u64, u64, u64, u64, u64, u64]),
     "uc_emu_start": (i32, [u64, u64, u64, u64, u64]),
     "uc_reg_read": (i32, [u64, i32, ptr]),
     "uc_reg_write": (i32, [u64, i32, ptr]),

@@ -79,12 +79,24 @@ CR3_EXITS = _next()
 CR3_RESERVED = _next()
 """Bits of CR3 whose writing is an exit."""
 EPOCH = _next()
+WINDOWS_OPEN = _next()
+"""Not 0 if there may be a window; a bit for each."""
+NR_WINDOWS = NR_MMIO_WINDOWS = 2
 WINDOW_VA = _next()
 """Two pairs (page address, pfn); NO_WINDOW as address is an empty pair."""
 WINDOW_PFN = _next()
 WINDOW1_VA = _next()
 WINDOW1_PFN = _next()
 NO_WINDOW = 1
+MMIO_WINDOWS = _next()
+"""Two pairs (page address, gpa)."""
+for _ in range(2 * NR_MMIO_WINDOWS - 1):
+    _next()
+MMIO_PFN = _next()
+"""Where Unicorn's I/O region starts."""
+MMIO_VA = _next()
+MMIO_SIZE = _next()
+"""The last access to a window."""
 TLB_PERIODS = _next()
 """For each mmu_idx: flushes of a TLB that was used."""
 _next()

@@ -16,7 +16,7 @@ import ctypes
 from functools import cache
 
 from .. import x86
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva, Hpa, Pfn
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Pfn
 from ..errors import ModelBug
 from ..phys import Ram
 from . import context, registers, roots, selftest, start, step
@@ -28,6 +28,7 @@ from .controls import HIDDEN_PAGES, Controls
 from .engine import CpuExit, Event, EventKind, InHandler, OutHandler
 from .interrupt import queue, vectored
 from .library import CTL_TB_FLUSH, library
+from .mmio import Mmio, ReadHandler, WriteHandler
 from .native.cache import load as load_native
 from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers
 from .segments import TableRegister
@@ -50,6 +51,13 @@ IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32
 OUT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 
 
+def unkick(box: memoryview[int]) -> None:
+    """The run is over before the block hook has looked up: give the budget back, as native code's `unkick`."""
+    if box[mb.KICK]:
+        box[mb.BUDGET] = box[mb.BUDGET] + box[mb.STOLEN] & MASK64
+        box[mb.STOLEN] = box[mb.KICK] = 0
+
+
 class UnicornEngine(Registers):
     """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed."""
 
@@ -68,6 +76,8 @@ class UnicornEngine(Registers):
         hidden = Arena(HIDDEN_PAGES << PAGE_SHIFT)
         base = map_hidden(lib, self._uc, ram, hidden)
         self.controls = Controls(self._env_address, self.box, hidden, base)
+        self._mmio = Mmio(self.box, self._handler_raised)
+        self._mmio.map(lib, self._uc, Hpa(base + len(hidden.b)))
         self._in: InHandler = lambda port, size: (1 << 8 * size) - 1
         self._out: OutHandler = lambda port, size, value: None
         self._callbacks = (IN_CALLBACK(self._port_in), OUT_CALLBACK(self._port_out))
@@ -106,6 +116,7 @@ class UnicornEngine(Registers):
             (mb.FRAME_DISTANCE, MASK64 - 7),
             (mb.WINDOW_VA, mb.NO_WINDOW),
             (mb.WINDOW1_VA, mb.NO_WINDOW),
+            *((mb.MMIO_WINDOWS + 2 * n, mb.NO_WINDOW) for n in range(mb.NR_MMIO_WINDOWS)),
             (mb.EPOCH, 1),
             (mb.BUDGET, mb.UNLIMITED),
             (mb.GRANTED, mb.UNLIMITED),
@@ -139,8 +150,10 @@ class UnicornEngine(Registers):
 
     def _settle(self, error: int, code: int) -> int:
         box = self.box
+        unkick(box)
         if self._raised is not None:
             raised, self._raised = self._raised, None
+            box[mb.STOP] = 0
             raise raised
         if error:
             self.error = self._lib.uc_strerror(error).decode()
@@ -170,7 +183,10 @@ class UnicornEngine(Registers):
         Raises:
             ModelBug: an event is queued; it would be delivered instead.
         """
-        return step.step(self)
+        self._mmio.begin_step()
+        code = step.step(self)
+        self._mmio.end_step(done=code == CpuExit.QUANTUM)
+        return code
 
     def deliver(self, event: Event) -> int:
         """Deliver an event, as `requeue` does, and stop at its handler: QUANTUM, else the exit on the way there."""
@@ -190,8 +206,7 @@ class UnicornEngine(Registers):
         env, box, flags = self.env, self.box, self.rflags
         end = env[RIP] + box[mb.EXIT_INSN_LEN]
         env[RIP] = end if env[HFLAGS] & lay.HF_CS64_MASK else end & 0xFFFF_FFFF
-        word = mb.STOLEN if box[mb.KICK] else mb.BUDGET
-        box[word] = box[word] - 1 & MASK64
+        box[mb.BUDGET] = box[mb.BUDGET] - 1 & MASK64
         env[HFLAGS] &= ~lay.HF_INHIBIT_IRQ_MASK
         if flags & RFLAGS_TF:
             env[DR6] |= DR6_BS
@@ -253,6 +268,8 @@ class UnicornEngine(Registers):
             return
         box = self.box
         if not self.counting:
+            if self._mmio.active:
+                return  # Unicorn would leave before the instruction is done, and do it again; the step ends anyway
             ctypes.c_uint16.from_address(self._env_address + lay.ICOUNT_HIGH).value = 0xFFFF
         elif not box[mb.KICK]:
             box[mb.KICK], box[mb.STOLEN], box[mb.BUDGET] = 1, box[mb.BUDGET], 0
@@ -270,17 +287,20 @@ class UnicornEngine(Registers):
     def _port_in(self, port: int, size: int) -> int:
         try:
             return self._in(port, size) & 0xFFFF_FFFF
-        except BaseException as error:  # no exception may cross native frames: enter() raises it
-            self._raised = error
-            self.request_stop()
+        except BaseException as error:
+            self._handler_raised(error)
             return 0
 
     def _port_out(self, port: int, size: int, value: int) -> None:
         try:
             self._out(port, size, value)
         except BaseException as error:
-            self._raised = error
-            self.request_stop()
+            self._handler_raised(error)
+
+    def _handler_raised(self, error: BaseException) -> None:
+        """No exception may cross native frames: enter() raises it."""
+        self._raised = error
+        self.request_stop()
 
     # Events.
 
@@ -369,10 +389,21 @@ class UnicornEngine(Registers):
         """Map data accesses to the page of `va` to `pfn`, writable, whatever the tables say; `n` is 0 or 1."""
         word = mb.WINDOW1_VA if n else mb.WINDOW_VA
         self.box[word], self.box[word + 1] = va & ~(PAGE_SIZE - 1), pfn
+        self.box[mb.WINDOWS_OPEN] |= 1 << n
+
+    def on_mmio(self, read: ReadHandler, write: WriteHandler) -> None:
+        """`read(gpa, size)` and `write(gpa, size, value)` answer accesses to MMIO windows; sizes are 1, 2, 4, 8."""
+        self._mmio.set_handlers(read, write)
+
+    def set_mmio_window(self, n: int, va: Gva, gpa: Gpa) -> None:
+        """During `step`, send data accesses to the page of `va` to the handlers of `on_mmio`; `n` is 0 or 1."""
+        self._mmio.open(n, va, gpa)
 
     def clear_windows(self) -> None:
         """End all windows and flush the TLB."""
         self.box[mb.WINDOW_VA] = self.box[mb.WINDOW1_VA] = mb.NO_WINDOW
+        self._mmio.close()
+        self.box[mb.WINDOWS_OPEN] = 0
         self.flush_tlb()
 
     def drop_code(self, pfn: Pfn) -> None:

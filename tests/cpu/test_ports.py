@@ -266,3 +266,35 @@ def test_virtual_8086_mode_always_asks_the_bitmap(denied: tuple[int, ...], allow
     assert machine.engine.enter() == CpuExit.HLT
     assert len(calls) == allowed
     assert machine.reg(3) == (0x1000 if allowed else 0)
+
+
+@pytest.mark.parametrize("insn", ["insb", "rep insb", "insd"])
+def test_an_event_queued_by_the_handler_of_a_string_in_does_not_repeat_it(machine: Machine, insn: str) -> None:
+    calls: list[int] = []
+
+    def handler(port: int, size: int) -> int:
+        calls.append(port)
+        if len(calls) == 1:
+            machine.engine.queue_event(Event(EventKind.INTERRUPT, 0x41))
+        return 0x10 + len(calls)
+
+    machine.engine.on_in(handler)
+    machine.gate(0x41, HANDLERS)
+    machine.code(HANDLERS, "inc ebx\n iretq")
+    source = f"sti\n xor ebx,ebx\n mov edi,0x6000\n mov ecx,3\n mov dx,0x60\n {insn}\n jmp $+2\n cli\n nop\n hlt"
+    assert machine.run(source) == CpuExit.HLT
+    count = 3 if "rep" in insn else 1
+    assert (len(calls), machine.reg(3), machine.ram.b[0x6000]) == (count, 1, 0x11)
+    if machine.engine.counting:
+        assert machine.engine.instructions == 5 + (4 if "rep" in insn else 1) + 4 + 2
+
+
+def test_a_fault_after_a_kick_does_not_lose_budget() -> None:
+    machine = Machine()
+    e = machine.engine
+    e.on_out(lambda *a: e.queue_event(Event(EventKind.INTERRUPT, 0x41)))
+    machine.code(CODE, "nop\n out 0x80,al\n mov eax,[0x200000]\n nop\n nop\n hlt")
+    machine.reset()
+    e.set_budget(100)
+    assert e.enter() == CpuExit.WALK_FAULT
+    assert (e.instructions, e.box[mb.BUDGET]) == (2, 98)

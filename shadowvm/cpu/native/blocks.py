@@ -18,9 +18,19 @@ UNSET = 0xFFFF_FFFF
 
 
 @inline
+def unkick(box):
+    """Give the budget back; what `cut` has returned meanwhile stays."""
+    if get(box, mb.KICK) != 0:
+        put(box, mb.KICK, 0)
+        put(box, mb.BUDGET, get(box, mb.BUDGET) + get(box, mb.STOLEN))
+        put(box, mb.STOLEN, 0)
+
+
+@inline
 def leave(box, code):
     """End the run: back to `enter`, which returns `code`. Does not return."""
     cpu = get(box, mb.CPU)
+    unkick(box)
     put(box, mb.EXIT, code)
     put(box, mb.VECTORING, get(box, mb.DELIVERING))
     put(box, mb.DELIVERING, 0)
@@ -118,14 +128,6 @@ def find_block(box, slot, pc):
 def cache_slot(box, back):
     """Where the cache keeps (return address, block)."""
     return get(box, mb.TB_CACHE) + ((back >> 4 & (mb.TB_CACHE_SLOTS - 1)) << 4)
-
-
-@inline
-def unkick(box):
-    if get(box, mb.KICK) != 0:
-        put(box, mb.KICK, 0)
-        put(box, mb.BUDGET, get(box, mb.STOLEN))
-        put(box, mb.STOLEN, 0)
 
 
 @inline

@@ -208,7 +208,7 @@ def on_interrupt(cpu):
     if get(box, mb.IRQ_PENDING) == 0 and get(box, mb.NMI_PENDING) == 0:
         st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
         return False
-    if ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK:
+    if ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK or get(box, mb.STEP) != 0:
         return False
     kind, vector = NMI, x86.NMI_VECTOR
     if get(box, mb.NMI_PENDING) == 0 or ld32(env + lay.ENV_HFLAGS2) & lay.HF2_NMI_MASK:

@@ -10,9 +10,9 @@ from ... import x86
 from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit
-from .blocks import cut, leave, linear_rip
+from .blocks import cut, leave, linear_rip, unkick
 from .decode import prefixes
-from .memory import bump, call2, call3, call4, get, get_env, inline, ld32, ld64, put, st16, st64
+from .memory import bump, call2, call3, call4, get, get_env, inline, ld16, ld32, ld64, put, st16, st64
 from .translate import LOW32, code_byte
 
 STOPPED = int(CpuExit.STOPPED)
@@ -92,11 +92,19 @@ def kick(box, env):
 def unkicked_length(box, env):
     """Length for `stop_after`; takes a kick back, as the stop replaces it."""
     length = port_insn_length(box, linear_rip(env))
-    if length != 0 and get(box, mb.KICK) != 0:
-        put(box, mb.KICK, 0)
-        put(box, mb.BUDGET, get(box, mb.STOLEN))
-        put(box, mb.STOLEN, 0)
+    if length != 0:
+        unkick(box)
     return length
+
+
+@inline
+def let_ins_finish(box, env):
+    """INS stores after this, and Unicorn looks at ICOUNT_HIGH after each store: it would read the port again.
+
+    The main loop then sees STOP and events later, when the guest leaves a chain of blocks.
+    """
+    if get(box, mb.COUNTING) == 0 and ld16(env + lay.ICOUNT_HIGH) != 0 and port_insn_length(box, linear_rip(env)) == 0:
+        st16(env + lay.ICOUNT_HIGH, 0)
 
 
 @inline
@@ -126,4 +134,5 @@ def on_in(box, port, size):
             st64(rax, value & mask if size == 4 else (ld64(rax) & ~mask) | (value & mask))
             stop_after(box, env, length)
         kick(box, env)
+    let_ins_finish(box, env)
     return value

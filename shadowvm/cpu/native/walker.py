@@ -185,12 +185,14 @@ def fill_data(box, cpu, page, pfn, idx, writable):
 
 @inline
 def in_window(box, page, access):
-    """The frame that a write window maps at this page, or -1."""
-    if access != FETCH:
-        if get(box, mb.WINDOW_VA) == page:
-            return get(box, mb.WINDOW_PFN)
-        if get(box, mb.WINDOW1_VA) == page:
-            return get(box, mb.WINDOW1_PFN)
+    """The frame that a window maps at this page, or -1."""
+    if get(box, mb.WINDOWS_OPEN) != 0 and access != FETCH:
+        for i in range(mb.NR_WINDOWS):
+            if get(box, mb.WINDOW_VA + 2 * i) == page:
+                return get(box, mb.WINDOW_PFN + 2 * i)
+        for i in range(mb.NR_MMIO_WINDOWS):
+            if get(box, mb.MMIO_WINDOWS + 2 * i) == page:
+                return get(box, mb.MMIO_PFN) + i
     return -1
 
 
@@ -278,6 +280,12 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
             if not probe:
                 call6(get(box, mb.FN_REFUSE), box, va, size, access << 2 | idx, retaddr, code)
             return False
+    elif pfn >= get(box, mb.NR_FRAMES):
+        put(box, mb.MMIO_VA, va)
+        put(box, mb.MMIO_SIZE, size)
+        # Less than a page: the entry serves this access only.
+        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3, idx, 1)
+        return True
     st32(get(box, mb.FILL_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
     if access == FETCH:
         fill_fetch(box, cpu, page, pfn, idx)
