@@ -211,21 +211,6 @@ def test_a_handler_that_cannot_be_fetched_uses_up_the_budget() -> None:
     assert machine.engine.instructions == 0
 
 
-def test_a_handler_that_cannot_be_fetched_ends_the_run() -> None:
-    """Each fault is injected from outside, and the delivery gets through every time."""
-    machine = Machine()
-    machine.gate(14, 0x200000, ist=1)
-    machine.code(CODE, "hlt")
-    machine.reset()
-    machine.engine.set_budget(10)
-    for _ in range(4096):
-        machine.engine.queue_event(Event(EventKind.EXCEPTION, 14, 0, 0x200000))
-        assert machine.engine.enter() == CpuExit.WALK_FAULT
-    machine.engine.queue_event(Event(EventKind.EXCEPTION, 14, 0, 0x200000))
-    assert machine.engine.enter() == CpuExit.UNSUPPORTED
-    assert machine.engine.error == "4096 exceptions in a row and no instruction retired"
-
-
 def test_a_null_task_register_does_not_abort_the_process(machine: Machine) -> None:
     machine.code(CODE, "xor eax,eax\n ltr ax\n " + TO_USER)
     machine.code(USER_CODE, "int3")
