@@ -8,12 +8,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 
-from shadowvm.addr import PAGE_SIZE
+from shadowvm.addr import PAGE_SHIFT, PAGE_SIZE
 from shadowvm.config import MIB, MachineConfig
 from shadowvm.guests import find_image
 from shadowvm.machine import Machine
+from shadowvm.mm.gup import get_user_page
 from shadowvm.mm.host import Host
-from shadowvm.mm.page_alloc import Page
+from shadowvm.mm.mm_struct import MmStruct, madvise_pageout, mmap
+from shadowvm.mm.mmu_notifier import MmuNotifier, MmuNotifierRange, mmu_notifier_register
+from shadowvm.mm.page_alloc import Page, put_page
 from shadowvm.mm.swap import SwapFile, swap_read_pages, swap_write_pages
 from shadowvm.mm.swap_state import add_to_swap
 from shadowvm.phys import Ram
@@ -22,7 +25,7 @@ from shadowvm.sync import Scheduler
 from .marks import MARK_PORT, StopMarks
 from .table import Row
 
-NAMES = ("swap-file", "swap")
+NAMES = ("swap-file", "swap", "swap-guest")
 GOAL = 5
 BATCH = 32
 
@@ -63,6 +66,53 @@ def _swap_once(size: int, host_memory: int) -> float:
     return min(costs)
 
 
+class _Subscriber(MmuNotifier):
+    """A secondary MMU that maps nothing: what the notifiers alone cost is part of every page's way."""
+
+    def clear_flush_young(self, mm: MmStruct, start: int, end: int) -> bool:
+        return False
+
+    def invalidate_range_start(self, range_: MmuNotifierRange) -> bool:
+        return True
+
+    def invalidate_range_end(self, range_: MmuNotifierRange) -> None:
+        pass
+
+
+def _swap_mm_once(pages: int) -> float:
+    """Seconds per page of the host's mm: dirty pages of a process are reclaimed, then accessed again."""
+    sched = Scheduler()
+    host = Host(Ram(2 * pages * PAGE_SIZE), SwapFile(2 * pages * PAGE_SIZE), sched)
+    mm = MmStruct(host, "bench")
+    mmu_notifier_register(_Subscriber(), mm)
+    start = mmap(mm, pages * PAGE_SIZE)
+    costs: list[float] = []
+
+    def work() -> None:
+        for _ in range(3):
+            for vpn in range(start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + pages):
+                _touch(mm, vpn)
+            began = time.thread_time()
+            assert madvise_pageout(mm, start, pages * PAGE_SIZE) == pages
+            for vpn in range(start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + pages):
+                page = get_user_page(mm, vpn, False)
+                assert isinstance(page, Page)
+                put_page(host, page)
+            costs.append((time.thread_time() - began) / pages)
+
+    sched.spawn("bench", work)
+    sched.run()
+    host.close()
+    return min(costs)
+
+
+def _touch(mm: MmStruct, vpn: int) -> None:
+    page = get_user_page(mm, vpn, True)
+    assert isinstance(page, Page)
+    mm.q[page.pfn << 9] += 1
+    put_page(mm.host, page)
+
+
 def _swap_file_once(pages: int) -> float:
     """Seconds per page of the swap file alone, in batches: a slot, the way out, the way in."""
     host = Host(Ram(2 * pages * PAGE_SIZE), SwapFile(2 * pages * PAGE_SIZE), Scheduler())
@@ -89,17 +139,20 @@ def _write_batch(host: Host, batch: list[Page]) -> None:
 
 
 def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
-    """The rows among `names`: a page of a guest out and in, all that this takes, and the swap file's part of it."""
+    """The rows among `names`: the swap file alone; the host's mm, swap-out and swap-in; all that a guest's page takes."""
     if not names & set(NAMES):
         return
     size, host_memory = (8 * MIB, 4 * MIB) if quick else (16 * MIB, 8 * MIB)
-    raw, layer, whole = [], [], []
+    raw, layer, mm, whole = [], [], [], []
     for _ in range(repeat):
         raw.append(raw_io(size // PAGE_SIZE))
         layer.append(_swap_file_once(size // PAGE_SIZE))
-        if "swap" in names:
+        mm.append(_swap_mm_once(size // PAGE_SIZE))
+        if "swap-guest" in names:
             whole.append(_swap_once(size, host_memory))
     if "swap-file" in names:
         yield Row("swap-file", "raw file I/O", "us/page", min(raw) * 1e6, min(layer) * 1e6, GOAL)
     if "swap" in names:
-        yield Row("swap", "raw file I/O", "us/page", min(raw) * 1e6, min(whole) * 1e6, GOAL)
+        yield Row("swap", "raw file I/O", "us/page", min(raw) * 1e6, min(mm) * 1e6, GOAL)
+    if "swap-guest" in names:
+        yield Row("swap-guest", "raw file I/O", "us/page", min(raw) * 1e6, min(whole) * 1e6, None)
