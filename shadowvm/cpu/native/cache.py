@@ -36,6 +36,7 @@ def cache_directory() -> Path:
 def source_key() -> str:
     """Hash of everything that decides what the compiler emits. The code runs on any x86-64."""
     digest = hashlib.sha256(MAGIC)
+    digest.update(b"%d.%d\0" % sys.version_info[:2])  # numba compiles the bytecode, which differs
     for path in SOURCES:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for package in ("numba", "llvmlite"):
