@@ -139,7 +139,7 @@ def _write_batch(host: Host, batch: list[Page]) -> None:
 
 
 def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
-    """The rows among `names`: the swap file alone; the host's mm, swap-out and swap-in; all that a guest's page takes."""
+    """The rows among `names`: the swap file alone; swap-out and swap-in by the mm; all that a guest's page takes."""
     if not names & set(NAMES):
         return
     size, host_memory = (8 * MIB, 4 * MIB) if quick else (16 * MIB, 8 * MIB)
