@@ -116,8 +116,17 @@ class Machine:
         below_4g, *above = (each.npages << PAGE_SHIFT for each in memory_layout(self.config.memory))
         hooks = PcHooks(reset=lambda: self._end(Reason.RESET), power_off=lambda: self._end(Reason.POWER_OFF))
         engine = self.vcpu.engine
-        self.pc = Pc(PcConfig(below_4g=below_4g, above_4g=sum(above)), hooks, lambda: engine.instructions)
-        self.pc.register(self.bus, MmioBus())
+        model = self.kvm.cpu_model
+        config = PcConfig(
+            below_4g=below_4g,
+            above_4g=sum(above),
+            x2apic=model.has("x2apic"),
+            tsc_deadline=model.has("tsc-deadline"),
+        )
+        self.pc = Pc(config, hooks, lambda: engine.instructions)
+        self.mmio = MmioBus()
+        self.pc.register(self.bus, self.mmio)
+        engine.on_mmio(self._mmio_read, self._mmio_write)
         self.vcpu.irq = IrqState(Irqchip(self.pc.lapics[0], self.pc.pic), self.pc.clock)
         if isinstance(start, ProtectedModeStart):
             self.pc.bios_defaults()
@@ -131,6 +140,17 @@ class Machine:
     def _port_write(self, port: int, size: int, value: int) -> None:
         self.vcpu.settle_irq()
         self.bus.write(port, size, value)
+
+    def _mmio_read(self, gpa: Gpa, size: int) -> int:
+        lapic = self.pc.lapics[0]
+        return lapic.mmio_read(gpa & 0xFFF, size) if lapic.claims(gpa) else self.mmio.read(gpa, size)
+
+    def _mmio_write(self, gpa: Gpa, size: int, value: int) -> None:
+        lapic = self.pc.lapics[0]
+        if lapic.claims(gpa):
+            lapic.mmio_write(gpa & 0xFFF, size, value)
+        else:
+            self.mmio.write(gpa, size, value)
 
     def _end(self, reason: Reason) -> None:
         """A device resets the machine or turns it off."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .irq import CASCADE_IRQ
 from .lapic import Lapic
+from .lapic_msr import is_apic_msr
 from .pic import SPURIOUS_IRQ, Pic
 
 
@@ -31,6 +32,23 @@ class Irqchip:
             self.pic.acknowledge()
         else:
             self.lapic.accept(vector)
+
+    @property
+    def apic_enabled(self) -> bool:
+        """CPUID shows the local APIC."""
+        return self.lapic.enabled
+
+    def owns_msr(self, index: int) -> bool:
+        """The MSR is one of the local APIC's."""
+        return is_apic_msr(index)
+
+    def read_msr(self, index: int) -> int | None:
+        """RDMSR; None is #GP(0)."""
+        return self.lapic.read_msr(index)
+
+    def write_msr(self, index: int, value: int) -> bool:
+        """WRMSR; False is #GP(0)."""
+        return self.lapic.write_msr(index, value)
 
     def take_nmi(self) -> bool:
         """Whether an NMI waits; it is taken."""

@@ -26,7 +26,7 @@ FEATURES: dict[str, tuple[int, int]] = {
     **{
         name: (F_1_EDX, bit)
         for name, bit in {
-            "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "sep": 11,
+            "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
             "mtrr": 12, "pge": 13, "mca": 14, "cmov": 15, "pat": 16, "pse36": 17, "clflush": 19, "mmx": 23,
             "fxsr": 24, "sse": 25, "sse2": 26,
         }.items()
@@ -34,8 +34,8 @@ FEATURES: dict[str, tuple[int, int]] = {
     **{
         name: (F_1_ECX, bit)
         for name, bit in {
-            "pni": 0, "pclmulqdq": 1, "ssse3": 9, "cx16": 13, "sse4.1": 19, "sse4.2": 20, "movbe": 22,
-            "popcnt": 23, "aes": 25, "xsave": 26, "hypervisor": 31,
+            "pni": 0, "pclmulqdq": 1, "ssse3": 9, "cx16": 13, "sse4.1": 19, "sse4.2": 20, "x2apic": 21, "movbe": 22,
+            "popcnt": 23, "tsc-deadline": 24, "aes": 25, "xsave": 26, "hypervisor": 31,
         }.items()
     },
     **{
@@ -57,7 +57,7 @@ FEATURES: dict[str, tuple[int, int]] = {
 """QEMU's name of every feature that works -> (register, bit)."""
 
 _BASE = (
-    "fpu de pse tsc msr pae mce cx8 sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 pni cx16 "
+    "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 pni cx16 "
     "hypervisor syscall nx lm lahf-lm"
 ).split()
 MODELS: dict[str, list[str]] = {
@@ -66,7 +66,7 @@ MODELS: dict[str, list[str]] = {
     "Nehalem": [*_BASE, "ssse3", "sse4.1", "sse4.2", "popcnt"],
     "Haswell": [
         *_BASE,
-        *"pclmulqdq ssse3 sse4.1 sse4.2 movbe popcnt aes xsave".split(),
+        *"pclmulqdq ssse3 sse4.1 sse4.2 x2apic movbe popcnt tsc-deadline aes xsave".split(),
         *"fsgsbase bmi1 smep bmi2 erms rdtscp abm".split(),
     ],
     "Icelake-Server": list(FEATURES),
@@ -128,17 +128,17 @@ def _parse_flag(flag: str) -> tuple[str, bool]:
     raise ConfigError(f"-cpu: '{flag}' is neither +feature, -feature nor feature=on|off")
 
 
-def cpuid(model: CpuModel, apic_id: int, cr4: int, leaf: int, subleaf: int) -> CpuidResult:
+def cpuid(model: CpuModel, apic_id: int, cr4: int, apic_enabled: bool, leaf: int, subleaf: int) -> CpuidResult:
     """The answer of CPU `apic_id`. A leaf above the highest basic one answers as that one, as Intel's do."""
     if leaf >= 0x8000_0000:
         return _extended(model, leaf)
     if leaf == 0x4000_0000:
         words = [int.from_bytes(HYPERVISOR_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
         return CpuidResult(leaf, words[0], words[1], words[2])
-    return _basic(model, apic_id, cr4, min(leaf, 0x15), subleaf)
+    return _basic(model, apic_id, cr4, apic_enabled, min(leaf, 0x15), subleaf)
 
 
-def _basic(model: CpuModel, apic_id: int, cr4: int, leaf: int, subleaf: int) -> CpuidResult:
+def _basic(model: CpuModel, apic_id: int, cr4: int, apic_enabled: bool, leaf: int, subleaf: int) -> CpuidResult:
     words = [int.from_bytes(VENDOR[at : at + 4], "little") for at in (0, 4, 8)]
     if leaf == 0:
         return CpuidResult(0x15, words[0], words[2], words[1])
@@ -146,6 +146,8 @@ def _basic(model: CpuModel, apic_id: int, cr4: int, leaf: int, subleaf: int) -> 
         edx, ecx = model.features[F_1_EDX], model.features[F_1_ECX]
         if model.ncpus > 1:
             edx |= 1 << 28
+        if not apic_enabled:
+            edx &= ~(1 << 9)
         if cr4 & CR4_OSXSAVE and model.has("xsave"):
             ecx |= 1 << 27
         return CpuidResult(SIGNATURE, apic_id << 24 | model.ncpus << 16 | 8 << 8, ecx, edx)

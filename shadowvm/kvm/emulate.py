@@ -4,6 +4,8 @@ KVM decodes and emulates the instruction. Here the CPU itself executes exactly t
 write access to the page; what changed is then found by comparing the page, and the sptes behind it are zapped
 before the guest runs on. Every instruction works: SSE stores, locked exchanges, one iteration of a string store;
 and so does the delivery of an exception whose stack lies in such a page.
+
+Loads and stores where no memory is go the same way: for one instruction the page is a device's.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Pfn
-from ..cpu.engine import CpuExit, Event
-from ..cpu.mailbox import EXIT_SIZE, EXIT_SMAP, EXIT_VA
+from ..cpu.engine import FETCH, CpuExit, Event
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_SIZE, EXIT_SMAP, EXIT_VA
 from ..errors import ModelBug
 from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
@@ -70,8 +72,14 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[W
     """Try until nothing that the MMU can mend stands in the way. What the instruction raises is delivered too."""
     engine = vcpu.engine
     vcpu.link_generation = -1
-    ret = _open_window(vcpu, gva, windows)
+    mmio_windows = 0
+    ret = _open_window(vcpu, gva, windows) if vcpu.slot_of_walk() else RetPf.INVALID
     for _ in range(MAX_ATTEMPTS):
+        if ret == RetPf.INVALID and mmio_windows < MAX_WINDOWS and engine.box[EXIT_ACCESS] != FETCH:
+            engine.set_mmio_window(mmio_windows, gva, Gpa(vcpu.walker.gfn << PAGE_SHIFT))
+            mmio_windows += 1
+            vcpu.stat.mmio_exits += 1
+            ret = RetPf.CONTINUE
         if ret != RetPf.CONTINUE:
             return ret, CpuExit.WALK_FAULT
         if vcpu.requests:

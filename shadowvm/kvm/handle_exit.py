@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, Gva
-from ..cpu.engine import CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_SMAP, EXIT_VA, VECTORING
+from ..cpu.engine import FETCH, CpuExit, Event, EventKind
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_VA, VECTORING
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
 from ..x86 import GP_VECTOR, PF_VECTOR
@@ -46,7 +46,7 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     ret = kvm_mmu_page_fault(vcpu, gva, error_code)
     if ret is RET_PF_FIXED and interrupted is None:
         return None
-    if ret is RET_PF_WRITE_PROTECTED:
+    if ret is RET_PF_WRITE_PROTECTED or (ret == RetPf.INVALID and _is_mmio(vcpu, interrupted)):
         return _emulate(vcpu, gva, interrupted)
     return _page_fault_done(vcpu, gva, ret, interrupted)
 
@@ -61,8 +61,13 @@ def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None
     return page_fault_failed(vcpu, gva, ret)
 
 
+def _is_mmio(vcpu: Vcpu, interrupted: Event | None) -> bool:
+    """A load or store where no memory is, on a machine that has a bus. Code cannot be fetched from a device."""
+    return vcpu.irq is not None and interrupted is None and vcpu.engine.box[EXIT_ACCESS] != FETCH
+
+
 def _emulate(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
-    """A store to a tracked page, by the instruction at RIP or by the delivery of an event: run it under supervision."""
+    """A store to a tracked page, or an access to a device, by the instruction at RIP or the delivery of an event."""
     ret, reason = emulate_write(vcpu, gva, interrupted)
     if ret is RetPf.CONTINUE:
         return None if reason == CpuExit.QUANTUM else handle_exit(vcpu, reason)

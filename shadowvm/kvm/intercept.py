@@ -119,7 +119,8 @@ def exit_cpuid(vcpu: Vcpu) -> KvmRun | None:
     """CPUID answers by the configured model."""
     engine = vcpu.engine
     leaf, subleaf = engine.get_reg(RAX) & _LOW, engine.get_reg(RCX) & _LOW
-    result = cpuid(vcpu.kvm.cpu_model, vcpu.id, engine.cr4, leaf, subleaf)
+    enabled = vcpu.irq is not None and vcpu.irq.chip.apic_enabled
+    result = cpuid(vcpu.kvm.cpu_model, vcpu.id, engine.cr4, enabled, leaf, subleaf)
     if kvm_cpuid.on:
         kvm_cpuid(leaf, subleaf, *result)
     for register, value in zip((RAX, RBX, RCX, RDX), result, strict=True):

@@ -33,6 +33,15 @@ class Irqchip(Protocol):
     def take_nmi(self) -> bool:
         """Whether an NMI waits; it is taken."""
 
+    @property
+    def apic_enabled(self) -> bool: ...
+
+    def owns_msr(self, index: int) -> bool: ...
+
+    def read_msr(self, index: int) -> int | None: ...
+
+    def write_msr(self, index: int, value: int) -> bool: ...
+
 
 class Clock(Protocol):
     """Virtual time, in nanoseconds."""
@@ -88,11 +97,14 @@ def inject_pending(vcpu: Vcpu, irq: IrqState) -> None:
         irq.nmi = False
         vcpu.stat.nmi_injections += 1
         vcpu.event = Event(EventKind.NMI, NMI_VECTOR)
+    vector = irq.chip.pending_irq()
+    if vector == irq.queued:
+        return
     if irq.queued is not None:
-        return  # the engine holds one already; the next is looked for when that has been taken
-    irq.queued = irq.chip.pending_irq()
-    if irq.queued is not None:
-        vcpu.engine.queue_event(Event(EventKind.INTERRUPT, irq.queued))
+        vcpu.engine.cancel_irq()
+    irq.queued = vector
+    if vector is not None:
+        vcpu.engine.queue_event(Event(EventKind.INTERRUPT, vector))
 
 
 def _nmi_pending(irq: IrqState) -> bool:

@@ -56,6 +56,8 @@ def kvm_get_msr(vcpu: Vcpu, index: int) -> int | None:
         return special(vcpu)
     if index in _FIXED:
         return _FIXED[index]
+    if vcpu.irq is not None and vcpu.irq.chip.owns_msr(index):
+        return vcpu.irq.chip.read_msr(index)
     return vcpu.msrs.values.get(index)
 
 
@@ -64,6 +66,8 @@ def kvm_set_msr(vcpu: Vcpu, index: int, value: int) -> bool:
     special = _WRITERS.get(index)
     if special is not None:
         return special(vcpu, value)
+    if vcpu.irq is not None and vcpu.irq.chip.owns_msr(index):
+        return vcpu.irq.chip.write_msr(index, value)
     if index not in vcpu.msrs.values or not _is_valid(index, value):
         return False
     vcpu.msrs.values[index] = value
@@ -84,7 +88,12 @@ def _is_valid(index: int, value: int) -> bool:
 
 
 def _get_tsc(vcpu: Vcpu) -> int:
-    return vcpu.engine.instructions
+    return vcpu.engine.tsc
+
+
+def _set_tsc(vcpu: Vcpu, value: int) -> bool:
+    vcpu.engine.tsc_offset += value - vcpu.engine.tsc
+    return True
 
 
 def _get_efer(vcpu: Vcpu) -> int:
@@ -104,6 +113,7 @@ _READERS: dict[int, Callable[[Vcpu], int | None]] = {
     IA32_EFER: _get_efer,
 }
 _WRITERS: dict[int, Callable[[Vcpu, int], bool]] = {
+    IA32_TSC: _set_tsc,
     IA32_EFER: _set_efer,
     IA32_BIOS_SIGN_ID: lambda vcpu, value: True,
 }

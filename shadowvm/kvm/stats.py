@@ -59,6 +59,7 @@ class VcpuStat(_Counters):
         "insn_emulation_fail",
         "io_exits",
         "irq_injections",
+        "mmio_exits",
         "nmi_injections",
         "pf_emulate",
         "pf_fixed",
@@ -74,6 +75,7 @@ class VcpuStat(_Counters):
     insn_emulation_fail: int
     io_exits: int
     irq_injections: int
+    mmio_exits: int
     nmi_injections: int
     pf_emulate: int
     pf_fixed: int

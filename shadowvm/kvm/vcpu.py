@@ -125,6 +125,8 @@ class Vcpu:
         self.quit = False
         engine.controls.cr = engine.controls.msr = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
+        edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features
+        engine.set_features((ecx, edx), (ebx7, ecx7), (ecx81, edx81))
         for index in NATIVE:
             engine.controls.pass_msr(index)
         self.on_quantum: Callable[[], None] | None = None
@@ -150,9 +152,11 @@ class Vcpu:
         if left <= 0:
             return False
         if self.irq is not None:
+            now = self.irq.clock.now()
+            engine.set_time_base(now - engine.instructions)
             deadline = self.irq.clock.next_deadline()
             if deadline is not None:
-                left = min(left, max(deadline - self.irq.clock.now(), 1))
+                left = min(left, max(deadline - now, 1))
         engine.set_budget(min(left, QUANTUM))
         return True
 
@@ -160,6 +164,10 @@ class Vcpu:
         """A device ends the run: run() returns SYSTEM_EVENT after the instruction that asked for it."""
         self.quit = True
         self.engine.request_stop()
+
+    def slot_of_walk(self) -> bool:
+        """Whether memory is behind the frame that the last walk found."""
+        return self.kvm.memslots.find(self.walker.gfn) is not None
 
     def settle_irq(self) -> None:
         """Let the chips know of an interrupt that was delivered, before the guest can talk to them about it."""

@@ -304,7 +304,7 @@ WILD = {
     "undefined instruction, no IDT": ("ud2", 127, "triple-fault"),
     "halt": ("hlt", 127, "halted"),
     "divide by zero, no IDT": ("xor ecx, ecx\ndiv ecx", 127, "triple-fault"),
-    "memory that is not there": ("mov rax, [0x7fff0000]", 127, "unbacked-memory"),
+    "memory that is not there": ("mov rax, [0x7fff0000]\nhlt", 127, "halted"),
     "jump to memory that is not there": ("mov eax, 0x7fff0000\njmp rax", 127, "unbacked-memory"),
     "jump to no canonical address": ("mov rax, 0x123456789abcdef0\njmp rax", 127, "triple-fault"),
     "not mapped": ("mov rax, 0x8000000000\nmov rax, [rax]", 127, "triple-fault"),

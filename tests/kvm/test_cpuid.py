@@ -8,7 +8,7 @@ from shadowvm.x86 import CR4_PKE
 
 
 def leaf(model: CpuModel, number: int, subleaf: int = 0, *, cr4: int = 0, apic_id: int = 0) -> tuple[int, ...]:
-    return cpuid(model, apic_id, cr4, number, subleaf)
+    return cpuid(model, apic_id, cr4, True, number, subleaf)
 
 
 def test_a_model_offers_its_features_and_no_others() -> None:
@@ -39,6 +39,12 @@ def test_dynamic_bits_follow_cr4() -> None:
     assert leaf(model, 1, cr4=1 << 18)[2] & 1 << 27
     assert not leaf(model, 7)[2] & 1 << 4
     assert leaf(model, 7, cr4=CR4_PKE)[2] & 1 << 4
+
+
+def test_a_switched_off_apic_is_not_shown() -> None:
+    model = parse_cpu_model("max")
+    assert cpuid(model, 0, 0, True, 1, 0).edx & 1 << 9
+    assert not cpuid(model, 0, 0, False, 1, 0).edx & 1 << 9
 
 
 def test_apic_id_and_topology() -> None:
