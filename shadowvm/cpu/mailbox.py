@@ -15,6 +15,14 @@ UC = _next()
 RAM_BASE = _next()
 NR_FRAMES = _next()
 EXECUTED = _next()
+SHARED_CODE = _next()
+"""Bytes like those of EXECUTED, for all CPUs of the machine; EXECUTED itself for one CPU."""
+CODE_LISTS = _next()
+"""Frames that SUSPECTS and NEW_CODE count, then copies of the former: see smp.py."""
+SUSPECTS = _next()
+NEW_CODE = _next()
+CODE_SLOTS = 64
+"""More than so many are not noted."""
 FILL_EPOCH = _next()
 WRITE_EPOCH = _next()
 TB_CACHE = _next()
@@ -35,6 +43,7 @@ FN_TB_LOOKUP = _next()
 FN_BLOCK_SLOW = _next()
 FN_OTHER_ROOT = _next()
 FN_REFUSE = _next()
+FN_WRITABLE_CODE = _next()
 FN_PORT_IN = _next()
 FN_PORT_OUT = _next()
 FN_UPDATE_CR0 = _next()

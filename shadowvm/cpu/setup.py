@@ -54,7 +54,12 @@ NATIVE_CALLS = {
     mb.FN_LTR: "helper_ltr",
     mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }
-OWN_CALLS = {mb.FN_BLOCK_SLOW: "block_slow", mb.FN_OTHER_ROOT: "find_root", mb.FN_REFUSE: "refuse_walk"}
+OWN_CALLS = {
+    mb.FN_BLOCK_SLOW: "block_slow",
+    mb.FN_OTHER_ROOT: "find_root",
+    mb.FN_REFUSE: "refuse_walk",
+    mb.FN_WRITABLE_CODE: "writable_code",
+}
 """Native functions of ours that others call when things get slow."""
 HOOKS = (
     (UC_HOOK_INTR, "exception", 0),

@@ -23,7 +23,7 @@ from . import context, registers, roots, selftest, start, step
 from . import layout as lay
 from . import mailbox as mb
 from .arena import Arena
-from .check import peek
+from .arrays import Arrays
 from .controls import HIDDEN_PAGES, Controls
 from .engine import CpuExit, Event, EventKind, InHandler, OutHandler
 from .interrupt import queue, vectored
@@ -33,8 +33,6 @@ from .native.cache import load as load_native
 from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers
 from .segments import TableRegister
 from .setup import (
-    NATIVE_CALLS,
-    OWN_CALLS,
     control,
     cpuid,
     hide_features,
@@ -43,6 +41,7 @@ from .setup import (
     open_unicorn,
     patch,
 )
+from .smp import CodeShare, Suspects
 
 DR6_BS = 1 << 14
 # Every exit needs these: one lookup less each.
@@ -70,12 +69,17 @@ class UnicornEngine(Registers):
         self._native = load_native()
         self._uc, self._cpu = open_unicorn(lib, ram)
         super().__init__(lib, self._cpu + lay.CPU_ENV)
-        self._make_arrays()
-        patch(lib, self._uc, self._cpu, self._native.address, self._arena.address, counting)
+        self._arrays = arrays = Arrays(ram)
+        arrays.connect(lib, self._uc, self._cpu, self._native.address, counting=counting)
+        self.box, self.executed = arrays.box, arrays.executed.b
+        self.fill_epoch, self.write_epoch = arrays.fill_epoch.b.cast("I"), arrays.write_epoch.b.cast("I")
+        patch(lib, self._uc, self._cpu, self._native.address, arrays.mailbox.address, counting)
         hide_features(lib, self._env_address)
         hidden = Arena(HIDDEN_PAGES << PAGE_SHIFT)
         base = map_hidden(lib, self._uc, ram, hidden)
         self.controls = Controls(self._env_address, self.box, hidden, base)
+        self.suspects = Suspects(self.box)
+        self.code_share: CodeShare | None = None
         self._mmio = Mmio(self.box, self._handler_raised)
         self._mmio.map(lib, self._uc, Hpa(base + len(hidden.b)))
         self._in: InHandler = lambda port, size: (1 << 8 * size) - 1
@@ -91,47 +95,6 @@ class UnicornEngine(Registers):
         self._start = ctypes.CFUNCTYPE(ctypes.c_int32)(lib.address("uc_emu_start"))
         rip = ctypes.c_uint64.from_address(self._env_address + lay.ENV_EIP)
         self._start_arguments = (ctypes.c_uint64(self._uc), rip, *[ctypes.c_uint64(0)] * 3)
-
-    def _make_arrays(self) -> None:
-        frames = self.ram.nr_frames
-        self._arena = Arena(8 * mb.NR_WORDS)
-        self.box = box = self._arena.b.cast("Q")
-        self._executed, self._fills, self._writes = Arena(frames), Arena(4 * frames), Arena(4 * frames)
-        self._tb_cache = Arena(16 * mb.TB_CACHE_SLOTS)
-        self._empty_tb_cache()
-        self.executed = self._executed.b
-        self.fill_epoch, self.write_epoch = self._fills.b.cast("I"), self._writes.b.cast("I")
-        for word, value in (
-            (mb.CPU, self._cpu),
-            (mb.UC, self._uc),
-            (mb.RAM_BASE, self.ram.base),
-            (mb.NR_FRAMES, frames),
-            (mb.EXECUTED, self._executed.address),
-            (mb.FILL_EPOCH, self._fills.address),
-            (mb.WRITE_EPOCH, self._writes.address),
-            (mb.TB_CACHE, self._tb_cache.address),
-            (mb.TCG_CTX, peek(self._uc + lay.UC_TCG_CTX)),
-            (mb.COUNTING, int(self.counting)),
-            *((word, self._native.address[name]) for word, name in OWN_CALLS.items()),
-            (mb.FRAME_DISTANCE, MASK64 - 7),
-            (mb.WINDOW_VA, mb.NO_WINDOW),
-            (mb.WINDOW1_VA, mb.NO_WINDOW),
-            *((mb.MMIO_WINDOWS + 2 * n, mb.NO_WINDOW) for n in range(mb.NR_MMIO_WINDOWS)),
-            (mb.EPOCH, 1),
-            (mb.BUDGET, mb.UNLIMITED),
-            (mb.GRANTED, mb.UNLIMITED),
-            (mb.SINGLE, MASK64),
-            (mb.ROOT, roots.NO_ROOT),
-            (mb.ROOT_LEVEL, 4),
-            (mb.KEY_CR3, roots.NO_CR3),
-            *roots.KEY_MASKS.items(),
-            *((word, self._lib.address(name)) for word, name in NATIVE_CALLS.items()),
-        ):
-            box[word] = value
-
-    def _empty_tb_cache(self) -> None:
-        self._tb_cache.b[:] = bytes(len(self._tb_cache.b))
-        self._tb_cache.b[0] = 1  # a return address of 0 must not look known
 
     # Running.
 
@@ -408,10 +371,30 @@ class UnicornEngine(Registers):
 
     def drop_code(self, pfn: Pfn) -> None:
         """The frame gets other contents behind the CPU's back: forget what was translated from it."""
+        self.suspects.note_host_write(pfn)
         if self.executed[pfn]:
             if not self.may_cache(pfn):
                 self.executed[pfn] = 0  # no TLB entry can be left through which it is executed unseen
+                if self.code_share is not None:
+                    self.code_share.forget(pfn)
             self._lib.tb_invalidate_phys_range(self._uc, pfn << PAGE_SHIFT, (pfn + 1) << PAGE_SHIFT)
+
+    def drop_code_ranges(self, pfn: Pfn, ranges: list[tuple[int, int]]) -> None:
+        """Another CPU has written bytes (start, end) of the frame: forget what was translated from them."""
+        if self.executed[pfn]:
+            base = pfn << PAGE_SHIFT
+            for start, end in ranges:
+                self._lib.tb_invalidate_phys_range(self._uc, base + start, base + end)
+
+    def drop_all_code(self) -> None:
+        """Forget all translated code."""
+        control(self._lib, self._uc, CTL_TB_FLUSH)
+        self._arrays.empty_tb_cache()
+
+    def join(self, share: CodeShare) -> None:
+        """Mark executed frames for the machine's other CPUs too; see smp.py."""
+        self.code_share = share
+        self.box[mb.SHARED_CODE] = share.address
 
     def init_long_mode(
         self,
@@ -462,14 +445,13 @@ class UnicornEngine(Registers):
         self.set_dr(7, 0)
         context.restore(self._env_address, self.box, state)
         self.set_dr(7, self.env[DR7])
-        self.env[lay.ENV_MAILBOX // 8] = self._arena.address
+        self.env[lay.ENV_MAILBOX // 8] = self._arrays.mailbox.address
         self.controls.arm()
         self._request.value = lay.INTERRUPT_HARD
         self.drop_all_roots()
         self.flush_tlb()
-        control(self._lib, self._uc, CTL_TB_FLUSH)
+        self.drop_all_code()
         self.executed[:] = bytes(len(self.executed))
-        self._empty_tb_cache()
 
     def close(self) -> None:
         """Free Unicorn's memory. The engine cannot be used afterwards."""

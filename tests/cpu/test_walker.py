@@ -37,7 +37,7 @@ def scramble(rng: random.Random, machine: Machine, tables: int) -> None:
 def native_walk(machine: Machine, va: int, access: int, mmu_idx: int) -> Walked | Refused:
     function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * 4)(machine.engine._native.address["walk_once"])
     box = machine.engine.box
-    found = function(machine.engine._arena.address, va, access, mmu_idx)
+    found = function(machine.engine._arrays.mailbox.address, va, access, mmu_idx)
     if found < 0:
         return Refused(box[mb.EXIT_LEVEL], WalkFault(box[mb.EXIT_WHY]))
     return Walked(found >> 1, bool(found & 1))

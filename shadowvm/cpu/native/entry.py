@@ -7,6 +7,7 @@ from numba import cfunc, types
 
 from .. import layout as lay
 from .blocks import on_block, on_block_slow, on_rdtsc
+from .coherence import on_writable_code
 from .interrupt import on_exception, on_interrupt, on_invalid
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
@@ -71,6 +72,11 @@ def refuse_walk(box, va, size, how, retaddr, code):
     refuse(box, va, size, how >> 2, how & 3, retaddr, code)
 
 
+@callback(void, i64, i64, i64, i64)
+def writable_code(box, page, pfn, idx):
+    on_writable_code(box, page, pfn, idx)
+
+
 @callback(i32, i64, i64)
 def rdtsc(uc, box):
     on_rdtsc(box)
@@ -114,6 +120,7 @@ CALLBACKS = {
         block_slow,
         find_root,
         refuse_walk,
+        writable_code,
         rdtsc,
         rdtscp,
         port_in,

@@ -11,8 +11,9 @@ from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit, WalkFault
 from .blocks import cut, leave, linear_rip, run_again
+from .coherence import note_new_code
 from .intercept import refuse_cr3
-from .memory import bump, call1, call3, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .memory import bump, call1, call3, call4, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
 from .translate import LOW32, PAE_LEVEL, is_canonical
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
@@ -156,6 +157,7 @@ def fill_fetch(box, cpu, page, pfn, idx):
     bump(box, mb.FETCH_FILLS)
     if ld8(executed) == 0:
         st8(executed, 1)
+        note_new_code(box, pfn)
         bump(box, mb.CODE_FLUSHES)
         call1(get(box, mb.FN_FLUSH), cpu)
     call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5 if fetch_tells_read(box, idx) else 4, idx, 4096)
@@ -172,15 +174,12 @@ def fetch_tells_read(box, idx):
 
 @inline
 def fill_data(box, cpu, page, pfn, idx, writable):
-    """Map for data. Unicorn lets stores off the slow path, on which it sees that they hit code, once addr_code of the
-    entry is empty. So the entry of an executed frame gets an addr_code that is neither empty nor ever matches."""
+    """Map for data."""
     call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3 if writable else 1, idx, 4096)
     if writable:
         st32(get(box, mb.WRITE_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
-        if ld8(get(box, mb.EXECUTED) + pfn) != 0:
-            fast = cpu + lay.CPU_ENV + lay.TLB_FAST + 16 * idx
-            entry = ld64(fast + 8) + (page >> 12 & ld64(fast) >> 6) * lay.TLB_ENTRY_SIZE
-            st64(entry + lay.TLB_ENTRY_CODE, page | lay.TLB_INVALID_MASK)
+        if ld8(get(box, mb.SHARED_CODE) + pfn) != 0:
+            call4(get(box, mb.FN_WRITABLE_CODE), box, page, pfn, idx)
 
 
 @inline
