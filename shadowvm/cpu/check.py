@@ -54,7 +54,7 @@ class _Probe:
         self.lib.uc_reg_write(self.uc, reg, ctypes.create_string_buffer(24))
 
     def msr(self, number: int, offset: int) -> None:
-        for value in (0x5A5A_0000 + number & 0xFFFF_FFFF, 0):
+        for value in (0x5A5A_0000 + number & 0xFFFF_FFFF, peek(self.env + offset)):
             pair = ctypes.create_string_buffer(struct.pack("<IxxxxQ", number, value), 16)
             self.lib.uc_reg_write(self.uc, REG_MSR, pair)
             self.expect(f"msr {number:#x}", self.env + offset, value)
@@ -90,9 +90,15 @@ def check_layout(lib: Library, uc: int, cpu: int) -> None:
     ):
         probe.table(name, reg, offset)
     for number, offset in (
+        (0x175, lay.ENV_SYSENTER_ESP),
+        (0x176, lay.ENV_SYSENTER_EIP),
+        (0x1A0, lay.ENV_MISC_ENABLE),
+        (0x277, lay.ENV_PAT),
         (0xC000_0081, lay.ENV_STAR),
         (0xC000_0082, lay.ENV_LSTAR),
         (0xC000_0084, lay.ENV_FMASK),
+        (0xC000_0083, lay.ENV_CSTAR),
+        (0xC000_0102, lay.ENV_KERNEL_GS_BASE),
         (0xC000_0103, lay.ENV_TSC_AUX),
     ):
         probe.msr(number, offset)

@@ -166,7 +166,10 @@ class Registers:
 
     @cr4.setter
     def cr4(self, value: int) -> None:
+        turned = value ^ self.env[CR4]
         self._lib.cpu_x86_update_cr4(self._env_address, value)
+        if turned & x86.CR4_PKE:
+            self._lib.tlb_flush(self._env_address - lay.CPU_ENV)
 
     @property
     def cr8(self) -> int:
@@ -183,7 +186,11 @@ class Registers:
 
     @efer.setter
     def efer(self, value: int) -> None:
+        """As WRMSR, but LMA is taken as given. A change of NX empties the TLB."""
+        turned = value ^ self.env[EFER]
         write_efer(self._lib, self._env_address, value)
+        if turned & x86.EFER_NX:
+            self._lib.tlb_flush(self._env_address - lay.CPU_ENV)
 
     @property
     def cpl(self) -> int:

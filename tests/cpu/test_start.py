@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from shadowvm.addr import Hpa
+from shadowvm.cpu import mailbox as mb
 from shadowvm.cpu.engine import CpuExit
 from shadowvm.cpu.segments import CS, DS, SS, Segment, TableRegister
 from tests.cpu.machine import CODE, RAX, RBX, RDX, RESET_FRAME, RSP, FlatMachine, Machine
@@ -122,3 +124,22 @@ def test_msrs_and_debug_registers_are_those_of_the_instructions() -> None:
     assert e.enter() == CpuExit.HLT
     assert [machine.ram.q[(0x6000 >> 3) + i] for i in range(len(msrs))] == [0x1000 + i for i in range(len(msrs))]
     assert (machine.reg(RBX), machine.reg(RDX), e.dr(3)) == (0xABC, 0x402, 0xABC)
+
+
+@pytest.mark.parametrize(("register", "bit"), [("cr4", 1 << 22), ("efer", 1 << 11), ("cr0", 1 << 16)])
+def test_changing_what_a_translation_depends_on_empties_the_tlb(register: str, bit: int) -> None:
+    machine = Machine()
+    assert machine.run("mov rax,[0x5000]\n hlt") == CpuExit.HLT
+    e = machine.engine
+    machine.code(CODE + 0x100, "mov rax,[0x5000]\n hlt")
+    fills = []
+    for turn in (False, True):
+        e.rip = CODE + 0x100
+        if turn:
+            setattr(e, register, getattr(e, register) ^ bit)
+            e.load_root(Hpa(machine.root), e.cr3, e.cr0, e.cr4, e.efer)
+        before = e.box[mb.FILLS]
+        assert e.enter() == CpuExit.HLT
+        fills.append(e.box[mb.FILLS] - before)
+    assert fills[0] == 0
+    assert fills[1] >= 2
