@@ -87,7 +87,8 @@ def test_code_is_not_fetched_from_where_no_memory_is(tmp_path: Path) -> None:
 
 
 def test_devices_work_under_pressure(tmp_path: Path) -> None:
-    fill = "mov edi, 0x400000\nmov esi, 0xff000000\nfill: mov [rdi], rdi\nmov [rsi], edi\nmov eax, [rsi]\ncmp eax, edi\n"
+    fill = "mov edi, 0x400000\nmov esi, 0xff000000\n"
+    fill += "fill: mov [rdi], rdi\nmov [rsi], edi\nmov eax, [rsi]\ncmp eax, edi\n"
     source = f"{fill}jne bad\nadd edi, 4096\ncmp edi, 0x1000000\njb fill\nxor eax, eax\n{EXIT}bad: mov eax, 9\n{EXIT}"
     outcome, machine = run(tmp_path, source, host_memory=4 << 20)
     assert outcome.status == 0
