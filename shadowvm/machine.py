@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from enum import Enum
 from typing import NamedTuple
 
-from .addr import PAGE_SHIFT, Gfn, Gpa, Gva, Hva
+from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Gva, Hva
 from .boot import pvh
-from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Start
+from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start
 from .boot.load import load_image
 from .boot.memmap import memory_layout
 from .config import MachineConfig
@@ -75,7 +75,7 @@ class Machine:
         self._digest = hashlib.sha256()
         layout = memory_layout(config.memory)
         append = config.append.encode("utf-8", "surrogateescape")
-        image = load_image(config.image, BootOptions(config.memory, append, config.initrd))
+        image = load_image(config.image, BootOptions(config.memory, append, config.initrd), config.bios)
         cpu_model = parse_cpu_model(config.cpu)
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
@@ -92,9 +92,21 @@ class Machine:
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
             self._add_vcpu(image.start)
+            for rom in image.roms:
+                self._add_rom(rom)
+            for key, value in image.fw_cfg.items():
+                self.pc.fw_cfg.add(key, value)
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
             undo.pop_all()
+
+    def _add_rom(self, rom: Segment) -> None:
+        """A slot of its own for firmware outside of memory. The guest could write it, as shadow RAM."""
+        offset = rom.gpa % HUGE_PAGE_SIZE
+        hva = Hva(mmap(self.mm, offset + rom.memsz) + offset)
+        slot_id = len(self.kvm.memslots.slots)
+        self.kvm.set_user_memory_region(slot_id, Gfn(rom.gpa >> PAGE_SHIFT), rom.memsz >> PAGE_SHIFT, hva)
+        self.write_guest(rom.gpa, rom.data)
 
     def _add_vcpu(self, start: Start) -> None:
         engine = UnicornEngine(self.ram, vcpu_id=0, counting=self.config.icount)
@@ -174,7 +186,7 @@ class Machine:
     @property
     def instructions(self) -> int:
         """Guest instructions retired so far; 0 when they are not counted."""
-        return self.vcpu.engine.instructions
+        return self.vcpu.engine.instructions if self.config.icount else 0
 
     @property
     def output_sha256(self) -> str:
