@@ -41,13 +41,14 @@ def format_size(size: int) -> str:
 class MachineConfig:
     """One machine: a guest image, its memory, and the host under it.
 
-    image: path of an ELF64 or a Multiboot kernel. initrd: its modules, as QEMU's flag. swap: bytes, 0 for none; None
+    image: path of an ELF64 or a Multiboot kernel; None with bios alone. initrd: its modules, as QEMU's flag. bios: path
+    of a firmware, which then starts from the reset vector. swap: bytes, 0 for none; None
     for as much as the guest has. swap_file: file to create, or directory; None for the temporary directory. seed: 0 is
     the fixed order of tasks, others preempt at random points. timeout_instructions: 0 for no limit. icount: count
     instructions, which virtual time needs. cpu: model and features, as QEMU's flag.
     """
 
-    image: str
+    image: str | None
     name: str = ""
     memory: int = 64 * MIB
     host_memory: int = 16 * MIB
@@ -55,6 +56,7 @@ class MachineConfig:
     swap_file: str | None = None
     append: str = ""
     initrd: str = ""
+    bios: str | None = None
     cpu: str = "max"
     seed: int = 0
     timeout_instructions: int = 0

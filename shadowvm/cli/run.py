@@ -33,6 +33,7 @@ _FLAGS = (
     ("-append", "STR", "", "the guest's command line"),
     ("-initrd", "FILES", "", "Multiboot modules: file1 arguments,file2"),
     ("-cpu", "MODEL", "max", "CPU model, with ,+feature and ,-feature"),
+    ("-bios", "FILE", None, "firmware to start from the reset vector; shadowvm-fw.bin is bundled"),
     ("-kernel", "FILE", None, "the image, instead of GUEST"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
@@ -58,11 +59,21 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _image_from_args(args: argparse.Namespace) -> tuple[str, str | None]:
+    """(name, path) of the image; a firmware can do without one."""
+    if args.guest is not None and args.kernel is not None:
+        raise ConfigError("give one image: GUEST or -kernel FILE")
+    image = args.guest or args.kernel
+    if image is not None:
+        return find_image(image)
+    if args.bios is None:
+        raise ConfigError("nothing to run: give GUEST, -kernel FILE or -bios FILE")
+    return args.bios, None
+
+
 def config_from_args(args: argparse.Namespace) -> MachineConfig:
     """The machine that the flags describe."""
-    if (args.guest is None) == (args.kernel is None):
-        raise ConfigError("give one image: GUEST or -kernel FILE")
-    name, image = find_image(args.guest or args.kernel)
+    name, image = _image_from_args(args)
     config = MachineConfig(
         image=image,
         name=name,
@@ -72,6 +83,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         swap_file=args.swap_file,
         append=args.append,
         initrd=args.initrd,
+        bios=args.bios,
         cpu=args.cpu,
         seed=args.seed,
         timeout_instructions=args.timeout_instructions,
