@@ -75,6 +75,24 @@ def write_tiny(directory: Path, source: str) -> str:
     return str(path)
 
 
+def gate(vector: int) -> str:
+    """Code that makes `handler` the interrupt gate of a vector, in an IDT at 2 MiB."""
+    return f"""
+mov rdi, {0x200000 + 16 * vector:#x}
+mov rax, handler
+mov [rdi], ax
+mov word [rdi + 2], 8
+mov word [rdi + 4], 0x8e00
+shr rax, 16
+mov [rdi + 6], ax
+mov qword [rdi + 8], 0
+mov word [0x200ff0], 0xfff
+mov qword [0x200ff2], 0x200000
+lidt [0x200ff0]
+xor r14d, r14d
+"""
+
+
 READ_THEN_WRITE = f"""
 mov edi, 0x400000
 mov ecx, 640

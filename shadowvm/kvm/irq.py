@@ -75,8 +75,6 @@ class IrqState:
         self.check = True
 
 
-
-
 def settle_irq(vcpu: Vcpu, irq: IrqState) -> None:
     """After an exit: if the engine has delivered what it held, tell the chip."""
     vector = irq.queued

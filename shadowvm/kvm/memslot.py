@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva, Vpn
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Hva, Vpn
 from ..errors import ConfigError
-
-KVM_MEM_LOG_DIRTY_PAGES = 1
-KVM_MEM_READONLY = 2
 
 
 class MemSlot:
@@ -92,8 +89,3 @@ class MemSlots:
             if first < last:
                 ranges.append((slot, first, last))  # type: ignore[arg-type]
         return ranges
-
-
-def gpa_to_gfn(gpa: Gpa) -> Gfn:
-    """The frame of a guest-physical address."""
-    return Gfn(gpa >> PAGE_SHIFT)

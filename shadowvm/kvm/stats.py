@@ -66,7 +66,6 @@ class VcpuStat(_Counters):
         "pf_guest",
         "pf_spurious",
         "pf_taken",
-        "req_event",
         "tlb_flush",
     )
     exits: int
@@ -82,7 +81,6 @@ class VcpuStat(_Counters):
     pf_guest: int
     pf_spurious: int
     pf_taken: int
-    req_event: int
     tlb_flush: int
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, Gfn, Hva, Pfn
+from ..addr import Gfn, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
 from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from ..sync import Lock, LockRank
@@ -123,8 +123,3 @@ class Kvm:
             vcpu.free_roots()
             vcpu.free_caches()
         self.flush_shadow_all()
-
-    def hva_of(self, gfn: Gfn) -> Hva | None:
-        """gfn_to_hva(); None where no slot is."""
-        slot = self.memslots.find(gfn)
-        return None if slot is None else Hva(slot.vpn(gfn) << PAGE_SHIFT)

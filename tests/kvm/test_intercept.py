@@ -8,22 +8,9 @@ import pytest
 
 from shadowvm.machine import Machine
 from tests.guest_run import config_for
-from tests.tiny import EXIT, write_tiny
+from tests.tiny import EXIT, gate, write_tiny
 
-COUNT_GP = """
-mov rdi, 0x2000d0
-mov rax, handler
-mov [rdi], ax
-mov word [rdi + 2], 8
-mov word [rdi + 4], 0x8e00
-shr rax, 16
-mov [rdi + 6], ax
-mov qword [rdi + 8], 0
-mov word [0x200ff0], 0xfff
-mov qword [0x200ff2], 0x200000
-lidt [0x200ff0]
-xor r14d, r14d
-jmp start
+COUNT_GP = f"""{gate(13)}jmp start
 handler:
 inc r14
 add [rsp + 8], r15

@@ -6,21 +6,9 @@ from pathlib import Path
 
 from shadowvm.machine import Machine, Outcome, Reason
 from tests.guest_run import config_for
-from tests.tiny import EXIT, write_tiny
+from tests.tiny import EXIT, gate, write_tiny
 
-TICKS = """
-mov rdi, 0x200200
-mov rax, handler
-mov [rdi], ax
-mov word [rdi + 2], 8
-mov word [rdi + 4], 0x8e00
-shr rax, 16
-mov [rdi + 6], ax
-mov qword [rdi + 8], 0
-mov word [0x200ff0], 0xfff
-mov qword [0x200ff2], 0x200000
-lidt [0x200ff0]
-mov al, 0x11
+TICKS = f"""{gate(0x20)}mov al, 0x11
 out 0x20, al
 mov al, 0x20
 out 0x21, al
@@ -36,7 +24,6 @@ mov al, 0xa9
 out 0x40, al
 mov al, 4
 out 0x40, al
-xor r14d, r14d
 """
 """Vector 0x20 is IRQ 0, which the timer raises every 1193 ticks: a millisecond."""
 HANDLER = """

@@ -8,22 +8,9 @@ import pytest
 
 from shadowvm.machine import Machine, Outcome, Reason
 from tests.guest_run import config_for
-from tests.tiny import EXIT, write_tiny
+from tests.tiny import EXIT, gate, write_tiny
 
-APIC_TIMER = """
-mov rdi, 0x200300
-mov rax, handler
-mov [rdi], ax
-mov word [rdi + 2], 8
-mov word [rdi + 4], 0x8e00
-shr rax, 16
-mov [rdi + 6], ax
-mov qword [rdi + 8], 0
-mov word [0x200ff0], 0xfff
-mov qword [0x200ff2], 0x200000
-lidt [0x200ff0]
-xor r14d, r14d
-mov ebx, 0xfee00000
+APIC_TIMER = f"""{gate(0x30)}mov ebx, 0xfee00000
 mov dword [rbx + 0xf0], 0x1ff
 mov dword [rbx + 0x3e0], 0xb
 mov dword [rbx + 0x320], 0x20030

@@ -157,4 +157,3 @@ def free_obsolete_roots(vcpu: Vcpu) -> None:
 def find_root(vcpu: Vcpu, hpa: int) -> Root:
     """The root that the engine has switched to by itself."""
     return next(root for root in vcpu.roots if root.hpa == hpa)
-

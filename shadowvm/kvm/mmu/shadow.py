@@ -28,7 +28,6 @@ KVM_MIN_ALLOC_MMU_PAGES = 64
 KVM_MMU_PAGES_DIVISOR = 50
 KVM_MIN_FREE_MMU_PAGES = 5
 KVM_REFILL_PAGES = 25
-PT64_ROOT_LEVEL = 4
 CACHE_OBJECTS = 8
 """Shadow pages that one fault may need: three levels below the root for the guest's tables, and direct ones."""
 
@@ -118,6 +117,7 @@ def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
     kvm.active_mmu_pages[sp.pfn] = sp
     bucket = kvm.page_hash.setdefault(gfn, [])
     bucket.append(sp)
+    kvm.stat.max_mmu_page_hash_collisions = max(kvm.stat.max_mmu_page_hash_collisions, len(bucket) - 1)
     if not sp.direct:
         account_shadowed(kvm, sp)
     return sp
@@ -236,12 +236,3 @@ def kvm_mmu_zap_all(kvm: Kvm) -> None:
     for sp in list(kvm.active_mmu_pages.values()):
         kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
     kvm_mmu_commit_zap_page(kvm, invalid_list)
-
-
-def validate_shadow_page(kvm: Kvm, sp: KvmMmuPage) -> None:
-    """ModelBug unless the page is where its kind must be: lists, hash, parents (invariants I22, I35)."""
-    if kvm.sp_by_pfn.get(sp.pfn) is not sp or sp not in kvm.page_hash.get(sp.gfn, ()):
-        raise ModelBug(f"shadow page of gfn {sp.gfn:#x} is not on its lists")
-    for sptep in sp.parent_ptes:
-        if spte_pfn(kvm.q[sptep]) != sp.pfn:
-            raise ModelBug(f"parent entry {sptep * 8:#x} of shadow page gfn {sp.gfn:#x} points elsewhere")
