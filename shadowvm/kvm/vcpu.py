@@ -62,7 +62,8 @@ class Vcpu:
     efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
     slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
     instructions after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts. quit: a device
-    has ended the run.
+    has ended the run. granted, granted_at: the last budget and when it was granted. stalled: budget used up by
+    exceptions alone since an instruction last retired; it counts towards the limit too.
     """
 
     __slots__ = (
@@ -74,6 +75,8 @@ class Vcpu:
         "engine",
         "event",
         "fault",
+        "granted",
+        "granted_at",
         "id",
         "irq",
         "kvm",
@@ -94,6 +97,7 @@ class Vcpu:
         "sched",
         "slot",
         "smap_active",
+        "stalled",
         "stat",
         "walker",
     )
@@ -120,6 +124,7 @@ class Vcpu:
         self.slot = _NO_SLOT
         self.mmu_shadow_page_cache: list[Page] = []
         self.limit = limit
+        self.granted = self.granted_at = self.stalled = 0
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
@@ -157,7 +162,8 @@ class Vcpu:
             deadline = self.irq.clock.next_deadline()
             if deadline is not None:
                 left = min(left, max(deadline - now, 1))
-        engine.set_budget(min(left, QUANTUM))
+        self.granted, self.granted_at = min(left, QUANTUM), engine.instructions
+        engine.set_budget(self.granted)
         return True
 
     def stop(self) -> None:
@@ -187,6 +193,9 @@ class Vcpu:
             self.on_quantum()
         if self.irq is not None:
             self.irq.clock.run_due()
+        self.stalled = self.stalled + self.granted if self.engine.instructions == self.granted_at else 0
+        if self.limit and self.stalled >= self.limit:
+            return KvmRun(ExitReason.INTR, f"{self.stalled} exceptions in a row, and no instruction retired")
         if self.grant_quantum():
             return None
         return KvmRun(ExitReason.INTR, f"{self.engine.instructions} instructions")

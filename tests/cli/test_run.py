@@ -325,6 +325,12 @@ WILD = {
     ),
     "stack nowhere": ("xor esp, esp\npush rax\nhlt", 127, ""),
     "IDT in unmapped memory": ("lidt [pointer]\nud2\npointer: dw 0xfff\ndq 0x8000000000", 127, "triple-fault"),
+    "page fault handler that is not there": (
+        "mov esp, 0x3000000\nlidt [pointer]\nmov rax, 0x8000000000\nmov rax, [rax]\n"
+        "pointer: dw 0xff\ndq gate - 14 * 16\ngate: dw 0, 8, 0x8e00, 0\ndd 0x80, 0",
+        124,
+        "timeout",
+    ),
     "string store over its own page tables": (
         "mov edi, 0x9000\nmov ecx, 0x1000\nxor eax, eax\nrep stosq\nhlt",
         127,
