@@ -1,4 +1,4 @@
-"""Ctrl-C while the guest runs and is not counted.
+"""Signals that end a run: SIGTERM and SIGHUP as Ctrl-C does, and all of them while the guest is not counted.
 
 Python handles a signal between two of its own instructions. A guest whose instructions are counted comes back to
 Python a few hundred times a second; one that is not may stay in native code for ever. So a thread hears of the
@@ -16,6 +16,21 @@ from select import select
 
 AGAIN_S = 0.05
 """A kick can get lost against what the native code does at the same moment: repeat it until the run has ended."""
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal asks the process to end; `args[0]` is its number."""
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP raise Terminated, so that what the process holds, the swap file too, is given back."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
+
+
+def _end(number: int, _frame: object) -> None:
+    raise Terminated(number)
 
 
 @contextmanager

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from ..errors import ConfigError, ShadowvmError, SwapIOError
+from .interrupt import Terminated, end_on_signals
 
 EXIT_USAGE = 125
 EXIT_SWAP = 126
 EXIT_INTERNAL = 127
+EXIT_SIGNAL = 128
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 COMMANDS = ("run", "guests")
@@ -46,6 +49,10 @@ def main(argv: Sequence[str]) -> int:
         return _report(error, EXIT_SWAP)
     except ShadowvmError as error:
         return _report(error, EXIT_INTERNAL)
+    except Terminated as end:
+        number = signal.Signals(end.args[0])
+        print(f"shadowvm: ended by {number.name}", file=sys.stderr)
+        return EXIT_SIGNAL + number
     except KeyboardInterrupt:
         print("shadowvm: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -64,6 +71,7 @@ def entry() -> None:
     # A stream that the shell has closed is None: what goes there is not wanted.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    end_on_signals()
     status = main(sys.argv[1:])
     try:
         sys.stdout.flush()

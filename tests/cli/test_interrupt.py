@@ -1,4 +1,4 @@
-"""Ctrl-C: a run ends soon, whatever the guest does and however instructions are counted."""
+"""Ctrl-C and SIGTERM: a run ends soon, whatever the guest does and however instructions are counted."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def test_a_signal_ends_the_run(name: str, icount: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=20)
         assert (process.returncode, process.stderr.read()) == (130, "shadowvm: interrupted\n")
+
+
+@pytest.mark.parametrize("icount", ["on", "off"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_leaves_no_swap_file(number: signal.Signals, icount: str, tmp_path: Path) -> None:
+    guest, swap = write_tiny(tmp_path, LOOPS["jump to itself"]), tmp_path / "swap"
+    command = [sys.executable, "-m", "shadowvm", "run", guest, "-icount", icount, "--swap-file", str(swap)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "\n"
+        assert swap.exists()
+        process.send_signal(number)
+        process.wait(timeout=20)
+        assert (process.returncode, process.stderr.read()) == (128 + number, f"shadowvm: ended by {number.name}\n")
+    assert not swap.exists()
 
 
 def test_a_lost_kick_is_repeated() -> None:
