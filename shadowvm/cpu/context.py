@@ -23,6 +23,8 @@ WORDS = (
     mb.IRQ_PENDING,
     mb.IRQ_VECTOR,
     mb.NMI_PENDING,
+    mb.WATCH_HITS,
+    mb.CR3_RESERVED,
     mb.VECTORING,
     mb.VEC_VECTOR,
     mb.VEC_ERROR,

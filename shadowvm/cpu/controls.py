@@ -19,7 +19,8 @@ from .arena import Arena
 HIDDEN_PAGES = 1 + svm.MSRPM_SIZE // PAGE_SIZE
 """The VMCB's page, then the MSR permission map."""
 NATIVE = (svm.EXIT_TR_WRITE,)
-"""Always on, and no exits: instructions that Unicorn gets wrong and native/intercept.py does."""
+DR_WRITES = 0b1010_1111
+"""Always on, and no exits: instructions that Unicorn gets wrong and native code does. DR4 and DR6 need nothing."""
 CR_WRITES = 1 << 0 | 1 << 4 | 1 << 8
 CR3_WRITE = 1 << 3
 CR3_RESERVED = ~((1 << 52) - 1) & (1 << 64) - 1
@@ -42,6 +43,7 @@ class Controls:
     def arm(self) -> None:
         """Point the CPU at the hidden pages and turn intercepts on; which ones is left as it is."""
         ctypes.c_uint64.from_address(self._env_address + lay.ENV_VM_VMCB).value = self._base
+        ctypes.c_uint16.from_address(self._env_address + lay.ENV_INTERCEPT_DR_WRITE).value = DR_WRITES
         for code in NATIVE:
             self._set(code, True)
         ctypes.c_uint32.from_address(self._env_address + lay.ENV_HFLAGS).value |= lay.HF_GUEST_MASK

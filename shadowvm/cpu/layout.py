@@ -46,6 +46,7 @@ ENV_MAILBOX = 0x1588
 """tsc_offset in QEMU. RDTSC is ours, so the word is free: it holds the mailbox's address."""
 ENV_INTERCEPT = 0x1590
 ENV_INTERCEPT_CR_WRITE = 0x159A
+ENV_INTERCEPT_DR_WRITE = 0x159E
 ENV_V_TPR = 0x15B4
 ENV_SAVED = 0x15C0
 """Bytes of env that are registers: what uc_context_save copies."""

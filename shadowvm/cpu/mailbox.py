@@ -44,6 +44,8 @@ FN_BLOCK_SLOW = _next()
 FN_OTHER_ROOT = _next()
 FN_REFUSE = _next()
 FN_WRITABLE_CODE = _next()
+FN_WATCHED_ACCESS = _next()
+FN_SET_DR = _next()
 FN_PORT_IN = _next()
 FN_PORT_OUT = _next()
 FN_UPDATE_CR0 = _next()
@@ -151,6 +153,12 @@ VEC_VECTOR = _next()
 VEC_ERROR = _next()
 VEC_NEXT_RIP = _next()
 STOP = _next()
+WATCHED = _next()
+"""How many data breakpoints DR7 has on."""
+WATCH_HITS = _next()
+"""Bits for DR6: #DB is due after this instruction."""
+WATCH_ALONE = _next()
+"""RIP of the instruction that hit and is done again alone."""
 
 # Statistics only.
 FILLS = _next()

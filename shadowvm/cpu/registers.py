@@ -264,6 +264,10 @@ class Registers:
         if i < 4:
             self.env[DR + i] = value
         self._lib.cpu_x86_update_dr7(self._env_address, dr7)
+        self._breakpoints_changed()
+
+    def _breakpoints_changed(self) -> None:
+        """For those who watch data breakpoints."""
 
     def get_msr(self, index: int) -> int:
         """An MSR of MSR_OFFSETS, or EFER; KeyError for any other."""

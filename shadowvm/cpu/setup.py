@@ -52,6 +52,7 @@ NATIVE_CALLS = {
     mb.FN_TB_LOOKUP: "tcg_tb_lookup",
     mb.FN_UPDATE_CR0: "cpu_x86_update_cr0",
     mb.FN_LTR: "helper_ltr",
+    mb.FN_SET_DR: "helper_set_dr",
     mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }
 OWN_CALLS = {
@@ -59,6 +60,7 @@ OWN_CALLS = {
     mb.FN_OTHER_ROOT: "find_root",
     mb.FN_REFUSE: "refuse_walk",
     mb.FN_WRITABLE_CODE: "writable_code",
+    mb.FN_WATCHED_ACCESS: "watched_access",
 }
 """Native functions of ours that others call when things get slow."""
 HOOKS = (

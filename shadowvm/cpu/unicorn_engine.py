@@ -57,6 +57,11 @@ def unkick(box: memoryview[int]) -> None:
         box[mb.STOLEN] = box[mb.KICK] = 0
 
 
+def data_breakpoints(dr7: int) -> int:
+    """How many breakpoints on data DR7 has on."""
+    return sum(bool(dr7 >> 2 * i & 3) and dr7 >> 16 + 4 * i & 3 in (1, 3) for i in range(4))
+
+
 class UnicornEngine(Registers):
     """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed."""
 
@@ -367,6 +372,10 @@ class UnicornEngine(Registers):
         self.box[mb.WINDOW_VA] = self.box[mb.WINDOW1_VA] = mb.NO_WINDOW
         self._mmio.close()
         self.box[mb.WINDOWS_OPEN] = 0
+        self.flush_tlb()
+
+    def _breakpoints_changed(self) -> None:
+        self.box[mb.WATCHED] = data_breakpoints(self.env[DR7])
         self.flush_tlb()
 
     def drop_code(self, pfn: Pfn) -> None:

@@ -193,3 +193,75 @@ def test_a_delivery_costs_one_of_the_budget_but_is_no_instruction() -> None:
     e.set_budget(0)
     assert e.enter() == CpuExit.QUANTUM
     assert (e.irq_pending, e.instructions) == (True, 9)
+
+
+WATCH = "mov eax,{at}\n mov dr2,rax\n mov eax,{dr7}\n mov dr7,rax\n"
+
+
+def dr7(kind: int, length: int) -> int:
+    return 0x400 | 3 << 4 | kind << 24 | {1: 0, 2: 1, 4: 3, 8: 2}[length] << 26
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "access", "hit"),
+    [
+        (1, 4, "mov [0x5010],ecx", True),
+        (1, 4, "mov [0x5013],cl", True),
+        (1, 4, "mov [0x500d],ecx", True),
+        (1, 4, "mov [0x500c],ecx", False),
+        (1, 4, "mov ecx,[0x5010]", False),
+        (3, 4, "mov ecx,[0x5010]", True),
+        (3, 8, "mov cl,[0x5017]", True),
+        (3, 1, "mov cl,[0x5011]", False),
+        (1, 4, "lock xadd [0x5010],ecx", True),
+        (3, 2, "push qword [0x500a]", True),
+        (1, 4, "call [0x5020]", False),
+    ],
+)
+def test_a_data_breakpoint_traps_after_the_access(
+    machine: Machine, kind: int, length: int, access: str, hit: bool
+) -> None:
+    machine.ram.q[0x5020 >> 3] = 0x12000
+    machine.code(0x12000, "ret")
+    start = machine.code(CODE, WATCH.format(at=0x5010, dr7=dr7(kind, length)))
+    size = machine.code(CODE + start, access)
+    source = f"{WATCH.format(at=0x5010, dr7=dr7(kind, length))} {access}\n mov ebx,3\n mov ecx,[0x5800]\n hlt"
+    handler = f"{LOG.replace('iretq', '')} xor eax,eax\n mov dr6,rax\n iretq"
+    assert logged(machine, source, handler=handler) == ([start + size] if hit else [])
+    assert not hit or machine.reg(10) & 0xF == 4
+    assert machine.reg(RBX) == 3
+    if machine.engine.counting:
+        call = 1 if "call" in access else 0
+        assert machine.engine.instructions == 4 + 1 + 3 + call + hit * 7
+
+
+def test_a_data_breakpoint_set_from_outside_sees_every_hit_and_goes_away(machine: Machine) -> None:
+    e = machine.engine
+    machine.code(HANDLERS, "inc edx\n iretq")
+    machine.gate(1, HANDLERS)
+    machine.code(CODE, "mov ecx,5\n mov edi,0x5010\n rep stosb\n l: inc dword [0x5010]\n dec ebx\n jnz l\n hlt")
+    for enabled, count in ((True, 4 + 6), (False, 0)):
+        machine.reset()
+        e.set_reg(RDX, 0)
+        e.set_reg(RBX, 6)
+        e.set_dr(2, 0x5010)
+        e.set_dr(7, dr7(1, 4) if enabled else 0x400)
+        assert e.enter() == CpuExit.HLT
+        assert machine.reg(RDX) == count
+    assert e.box[mb.WATCHED] == 0
+
+
+def test_a_hit_of_an_instruction_that_faults_is_forgotten(machine: Machine) -> None:
+    e = machine.engine
+    machine.code(HANDLERS, "inc edx\n iretq")
+    machine.gate(1, HANDLERS)
+    machine.code(CODE, "mov esi,0x5010\n mov edi,0x200000\n movsd\n hlt")
+    machine.reset()
+    e.set_reg(RDX, 0)
+    e.set_dr(2, 0x5010)
+    e.set_dr(7, dr7(3, 4))
+    assert e.enter() == CpuExit.WALK_FAULT
+    assert e.box[mb.WATCH_HITS] == 0
+    machine.map(0x200000, 0x20000, P | W | U)
+    assert e.enter() == CpuExit.HLT
+    assert machine.reg(RDX) == 1

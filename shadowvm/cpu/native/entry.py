@@ -8,6 +8,7 @@ from numba import cfunc, types
 from .. import layout as lay
 from .blocks import on_block, on_block_slow, on_rdtsc
 from .coherence import on_writable_code
+from .debug import on_watched_access
 from .interrupt import on_exception, on_interrupt, on_invalid
 from .memory import get_env, ld64, st64
 from .ports import on_in, on_out
@@ -77,6 +78,11 @@ def writable_code(box, page, pfn, idx):
     on_writable_code(box, page, pfn, idx)
 
 
+@callback(i64, i64, i64, i64, i64, i64)
+def watched_access(box, va, size, access, retaddr):
+    return on_watched_access(box, va, size, access, retaddr)
+
+
 @callback(i32, i64, i64)
 def rdtsc(uc, box):
     on_rdtsc(box)
@@ -121,6 +127,7 @@ CALLBACKS = {
         find_root,
         refuse_walk,
         writable_code,
+        watched_access,
         rdtsc,
         rdtscp,
         port_in,

@@ -13,6 +13,7 @@ from .. import mailbox as mb
 from .. import svm
 from ..engine import CpuExit, EventKind
 from .blocks import cut, leave, linear_rip, settle_self_modified
+from .debug import on_write_dr, take_hits
 from .decode import prefixes
 from .intercept import on_intercept, refuse_cr3
 from .memory import bump, call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
@@ -101,6 +102,10 @@ def on_exception(box, vector):
     env = get_env(box)
     hflags = env + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    if svm.EXIT_WRITE_DR0 <= vector - svm.EXIT_BASE <= svm.EXIT_WRITE_DR0 + 7:
+        cut(box, linear_rip(env))
+        on_write_dr(box, env, linear_rip(env))
+        return
     if vector >= svm.EXIT_BASE:
         on_intercept(box, vector - svm.EXIT_BASE)
         return
@@ -116,9 +121,12 @@ def on_exception(box, vector):
         return
     if vector == x86.DB_VECTOR:
         refuse_cr3(box, env)
+        take_hits(box, env)
         if get(box, mb.STEP) == mb.STEP_TRAP:
             put(box, mb.STEP, 0)
             leave(box, QUANTUM)
+    put(box, mb.WATCH_HITS, 0)
+    put(box, mb.WATCH_ALONE, -1)
     cut(box, linear_rip(env))
     error = ld32(env + lay.ENV_ERROR_CODE)
     if vector in (x86.GP_VECTOR, x86.NP_VECTOR) and error & 2 and ld32(env + lay.ENV_HFLAGS) & lay.HF_LMA_MASK:
@@ -199,6 +207,13 @@ def on_interrupt(cpu):
     if get(box, mb.STOP) != 0:
         put(box, mb.STOP, 0)
         leave(box, STOPPED)
+    if get(box, mb.WATCH_HITS) != 0 and take_hits(box, env):
+        put(box, mb.LAST_TB, 0)
+        st32(cpu + lay.CPU_EXCEPTION_INDEX, x86.DB_VECTOR)
+        st32(env + lay.ENV_EXCEPTION_IS_INT, 0)
+        remember(box, EXCEPTION, x86.DB_VECTOR, 0, 0)
+        deliver(box, x86.DB_VECTOR)
+        return True
     if get(box, mb.EVENT_KIND) != 0:
         end_quantum(box)
         put(box, mb.LAST_TB, 0)

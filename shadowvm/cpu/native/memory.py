@@ -78,6 +78,11 @@ def call4(tc, fn, a, b, c, d):
 
 
 @intrinsic
+def call5(tc, fn, a, b, c, d, e):
+    return types.int64(*[types.int64] * 6), _codegen_call
+
+
+@intrinsic
 def call6(tc, fn, a, b, c, d, e, f):
     return types.int64(*[types.int64] * 7), _codegen_call
 

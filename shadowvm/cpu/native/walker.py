@@ -13,7 +13,7 @@ from ..engine import CpuExit, WalkFault
 from .blocks import cut, leave, linear_rip, run_again
 from .coherence import note_new_code
 from .intercept import refuse_cr3
-from .memory import bump, call1, call3, call4, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
 from .translate import LOW32, PAE_LEVEL, is_canonical
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
@@ -173,9 +173,9 @@ def fetch_tells_read(box, idx):
 
 
 @inline
-def fill_data(box, cpu, page, pfn, idx, writable):
-    """Map for data."""
-    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3 if writable else 1, idx, 4096)
+def fill_data(box, cpu, page, pfn, idx, writable, serves):
+    """Map for data: for further accesses too if the entry `serves` a whole page."""
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3 if writable else 1, idx, serves)
     if writable:
         st32(get(box, mb.WRITE_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
         if ld8(get(box, mb.SHARED_CODE) + pfn) != 0:
@@ -229,6 +229,8 @@ def refuse(box, va, size, access, idx, retaddr, code):
             cut(box, linear_rip(env))
     elif get(box, mb.DELIVERING) == 0:
         cut(box, linear_rip(env))
+    put(box, mb.WATCH_HITS, 0)
+    put(box, mb.WATCH_ALONE, -1)
     put(box, mb.EXIT_VA, va)
     put(box, mb.EXIT_ACCESS, access)
     put(box, mb.EXIT_USER, 1 if idx == lay.MMU_USER_IDX else 0)
@@ -289,5 +291,8 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
     if access == FETCH:
         fill_fetch(box, cpu, page, pfn, idx)
     else:
-        fill_data(box, cpu, page, pfn, idx, writable)
+        serves = 4096
+        if get(box, mb.WATCHED) != 0 and not probe:
+            serves = call5(get(box, mb.FN_WATCHED_ACCESS), box, va, size, access, retaddr)
+        fill_data(box, cpu, page, pfn, idx, writable, serves)
     return True
