@@ -5,9 +5,11 @@
     engine.load_root(root, engine.cr3, engine.cr0, engine.cr4, engine.efer)
     exit = engine.enter()
 
-Unicorn's TLB is filled by the native walker (native/walker.py) from 4-level tables in host frames; the engine writes
-nothing there but A and D bits. `env` is Unicorn's live register file as 64-bit words, with indices RIP, CR0... of this
-module; `box` is the mailbox. An entry with a walk fault takes about 1 us.
+Unicorn's TLB is filled by the native walker (native/walker.py) from tables of 3 to 5 levels in host frames; the engine
+writes nothing there but A and D bits. `env` is Unicorn's live register file as 64-bit words, with indices of
+registers.py; `box` is the mailbox. `controls` says which instructions exit. An entry with a walk fault takes 1 us.
+Known to be missing: segment limits, #UD for VEX without AVX, SYSRET's and SYSEXIT's #GP for a non-canonical target
+(the fault comes at the target, as on AMD's), RF in the flags that a fault pushes, DR7.GD.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ def test_ist_gives_another_stack(machine: Machine) -> None:
         ("cli", 13, skip(1), 0, 0, 0),
         ("hlt", 13, skip(1), 0, 0, 0),
         ("nop\n sysenter", 13, skip(2), 0, 1, 0),
+        ("rdpmc", 6, SAVE_NO_ERROR + "add qword [rsp],2\n iretq", NO_ERROR, 0, 0),
         ("vmrun", 6, SAVE_NO_ERROR + "add qword [rsp],3\n iretq", NO_ERROR, 0, 0),
         ("rdrand eax", 6, SAVE_NO_ERROR + "add qword [rsp],3\n iretq", NO_ERROR, 0, 0),
         ("rdseed rax", 6, SAVE_NO_ERROR + "add qword [rsp],4\n iretq", NO_ERROR, 0, 0),
