@@ -17,11 +17,13 @@ from ...mm.fault import VmFault
 from ...mm.gup import get_user_page, get_user_page_fast
 from ...mm.page_alloc import put_page
 from ...x86 import (
+    CR0_WP,
     CR4_SMAP,
     CR4_SMEP,
     PFERR_PRESENT,
     PFERR_WRITE,
     PT_ADDR_MASK,
+    PT_DIRTY,
 )
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
@@ -111,11 +113,11 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     fault.gfn = gfn
     fault.slot = slot
     access = walker.pte_access if write else protect_clean_gpte(walker)
-    if write and not access & ACC_WRITE_MASK:
-        if access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP:
+    if not access & ACC_WRITE_MASK and not vcpu.cr0 & CR0_WP:
+        access = _cr0_wp_clear_access(vcpu, access, write)
+        if access < 0:
             stat.pf_emulate += 1
             return RET_PF_WRITE_PROTECTED
-        access = _cr0_wp_clear_access(vcpu, access)
     fault.access = access
     ret = _map(vcpu, fault)
     if ret is RET_PF_FIXED:
@@ -127,14 +129,21 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     return ret
 
 
-def _cr0_wp_clear_access(vcpu: Vcpu, access: int) -> int:
-    """A supervisor store to a read-only page, which CR0.WP = 0 allows: the spte gets W.
+def _cr0_wp_clear_access(vcpu: Vcpu, access: int, write: int) -> int:
+    """Rights for the leaf of a page that is read-only (or clean) while CR0.WP = 0 lets the supervisor store to it.
 
-    That of a user page loses U, and under SMEP X. Under SMAP such a store is emulated instead: without U the spte
-    would let through what SMAP refuses. A supervisor page keeps X, since its own code may be what stores there.
+    A supervisor page that is dirty gets W, be it read or written: an instruction may do both to one large page. It
+    keeps X, since its own code may be what stores there. A user page gets W for a store, and loses U and under SMEP
+    X. Negative: emulate the store instead. Under SMAP an spte without U would let through what SMAP refuses, and in
+    a large page one instruction may need U here and W there.
     """
+    walker = vcpu.walker
     if not access & ACC_USER_MASK:
-        return access | ACC_WRITE_MASK
+        return access | ACC_WRITE_MASK if walker.ptes[walker.level] & PT_DIRTY else access
+    if not write:
+        return access
+    if vcpu.cr4 & CR4_SMAP or walker.level > 1:
+        return -1
     access = (access | ACC_WRITE_MASK) & ~ACC_USER_MASK
     return access & ~ACC_EXEC_MASK if vcpu.cr4 & CR4_SMEP else access
 
