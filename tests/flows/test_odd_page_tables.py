@@ -18,7 +18,7 @@ from tests.tiny import EXIT, write_tiny
 
 HERE, THERE = 0x40000000, 0x40200000
 PD, TABLE, IDT, TABLE2, PAGE = 0xC000, 0x200000, 0x201000, 0x202000, 0x203000
-LARGE, PS = 0x400000, 0x80
+PS = 0x80
 RIGHTS_RO, RIGHTS_RW, RIGHTS_USER_RO = 1, 3, 5
 RELOAD = "mov rax, cr3\nmov cr3, rax\n"
 CLEAR_WP = "mov rax, cr0\nbtr eax, 16\nmov cr0, rax\n"
@@ -112,7 +112,7 @@ def test_without_wp_a_store_to_a_user_page_opens_no_way_past_smap(tmp_path: Path
 
 @pytest.mark.parametrize("rights", [RIGHTS_RO, RIGHTS_USER_RO])
 def test_without_wp_one_instruction_copies_inside_a_read_only_large_page(rights: int, tmp_path: Path) -> None:
-    source = f"mov dword [0x9000], 0xa007\nmov dword [0xa008], 0xc007\nmov qword [{PD}], {LARGE | PS | rights}\n"
-    source += RELOAD + CLEAR_WP + f"mov qword [{LARGE + 0x1000}], 9\nmov esi, {HERE + 0x1000}\n"
-    source += f"mov edi, {HERE + 0x5000}\nmovsq\nmov eax, [{LARGE + 0x5000}]\n{EXIT}"
+    source = f"mov dword [0x9000], 0xa007\nmov qword [0xa008], {PS | rights}\n{RELOAD}{CLEAR_WP}"
+    source += f"mov esi, {HERE + 0x401000}\nmov edi, {HERE + 0x805000}\nmovsq\n"
+    source += f"mov eax, [{HERE + 0x805000}]\nadd eax, 9\n{EXIT}"
     assert status_of(source, tmp_path) == 9
