@@ -47,34 +47,46 @@ class LockRank(IntEnum):
 
 
 class Task:
-    """A host thread. `daemon` tasks (kswapd) do not keep a run alive."""
+    """A host thread. `daemon` tasks (kswapd) do not keep a run alive.
 
-    __slots__ = ("daemon", "glet", "held", "name", "pid", "waiting")
+    vcpu: the index of the virtual CPU that it runs, or None. Such threads take turns of their own length: that another
+    of them is runnable does not set need_resched.
+    """
 
-    def __init__(self, name: str, pid: int, daemon: bool) -> None:
+    __slots__ = ("daemon", "glet", "held", "name", "pid", "vcpu", "waiting")
+
+    def __init__(self, name: str, pid: int, daemon: bool, vcpu: int | None = None) -> None:
         self.name = name
         self.pid = pid
         self.daemon = daemon
+        self.vcpu = vcpu
         self.waiting: object | None = None
         self.held: list[Lock] = []
         self.glet: Any = None
 
 
 class Scheduler:
-    """Run queue of the simulated host: first woken, first run."""
+    """Run queue of the simulated host: first woken, first run.
 
-    __slots__ = ("current", "need_resched", "runnable", "tasks")
+    need_resched: somebody waits to whom the current task should give way soon. idle: called when nobody can run; it
+    lets virtual time pass and says whether somebody can now.
+    """
+
+    __slots__ = ("current", "idle", "need_resched", "runnable", "tasks")
 
     def __init__(self) -> None:
+        self.idle: Callable[[], bool] = lambda: False
         self.tasks: list[Task] = []
         self.runnable: deque[Task] = deque()
         self.need_resched = False
         self.current = Task("swapper", 0, daemon=True)
         self.current.glet = greenlet.getcurrent()
 
-    def spawn(self, name: str, main: Callable[[], None], *, daemon: bool = False) -> Task:
+    def spawn(
+        self, name: str, main: Callable[[], None], *, daemon: bool = False, vcpu: int | None = None
+    ) -> Task:
         """kthread_run(): a new task, runnable at once unless a daemon (which waits for its first wake-up)."""
-        task = Task(name, 100 + len(self.tasks), daemon)
+        task = Task(name, 100 + len(self.tasks), daemon, vcpu)
         task.glet = greenlet.greenlet(main)
         self.tasks.append(task)
         if daemon:
@@ -94,7 +106,7 @@ class Scheduler:
         root.glet = greenlet.getcurrent()
         try:
             while any(not task.daemon and not task.glet.dead for task in self.tasks) or (drain and self.runnable):
-                if not self.runnable:
+                if not self.runnable and not self.idle():
                     raise ModelBug("deadlock: " + ", ".join(f"{t.name} waits" for t in self.tasks if t.waiting))
                 self._switch(self.runnable.popleft())
         finally:
@@ -103,7 +115,7 @@ class Scheduler:
     def _switch(self, task: Task) -> None:
         if sched_switch.on:
             sched_switch(self.current.name, task.name)
-        self.need_resched = bool(self.runnable)
+        self.need_resched = any(other.vcpu is None or task.vcpu is None for other in self.runnable)
         self.current = task
         task.glet.parent = greenlet.getcurrent()
         task.glet.switch()
@@ -134,7 +146,8 @@ class Scheduler:
             return
         task.waiting = None
         self.runnable.append(task)
-        self.need_resched = True
+        if task.vcpu is None or self.current.vcpu is None:
+            self.need_resched = True
         if sched_wakeup.on:
             sched_wakeup(task.name)
 
