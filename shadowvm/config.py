@@ -15,6 +15,11 @@ from .errors import ConfigError
 MIB = 1 << 20
 MIN_HOST_MEMORY = 2 * MIB
 """Smallest host for one vCPU: watermarks, page tables, 64 shadow pages and room to make progress."""
+VCPU_HOST_MEMORY = 128 << 10
+"""What every further vCPU needs: roots, and the shadow pages that it keeps at hand."""
+MAX_VCPUS = 16
+DEFAULT_QUANTUM = 10_000
+MAX_QUANTUM = 1_000_000_000
 MIN_GUEST_MEMORY = 1 * MIB
 MAX_GUEST_MEMORY = 512 << 30
 
@@ -27,6 +32,35 @@ def parse_size(text: str, what: str) -> int:
     if match is None:
         raise ConfigError(f"{what}: '{text}' is no size (use a number and K, M, G or T; a bare number is MiB)")
     return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def parse_smp(text: str) -> int:
+    """The number of CPUs that QEMU's -smp asks for: `N` or `cpus=N`, and a topology that comes to as many."""
+    cpus, product = 0, 1
+    for index, part in enumerate(text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals and index == 0:
+            key, value = "cpus", part
+        if key not in ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads") or not (
+            value.isascii() and value.isdigit() and 0 < len(value) < 6
+        ):
+            raise ConfigError(f"-smp: '{part}' is neither a number of CPUs nor cpus=, sockets=, cores= or threads=")
+        if key == "cpus":
+            cpus = int(value)
+        elif key != "maxcpus":
+            product *= int(value)
+    cpus = cpus or product
+    if product not in (1, cpus):
+        raise ConfigError(f"-smp: sockets, cores and threads come to {product} CPUs, not {cpus}")
+    return cpus
+
+
+def parse_quantum(text: str) -> tuple[int, int]:
+    """`N`, or `MIN-MAX` for turns of random length: (shortest, longest) in instructions."""
+    match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", text)
+    if match is None:
+        raise ConfigError(f"--quantum: '{text}' is neither a number of instructions nor a range MIN-MAX")
+    return int(match[1]), int(match[2] or match[1])
 
 
 def format_size(size: int) -> str:
@@ -44,8 +78,9 @@ class MachineConfig:
     image: path of an ELF64 or a Multiboot kernel; None with bios alone. initrd: its modules, as QEMU's flag. bios: path
     of a firmware, which then starts from the reset vector. swap: bytes, 0 for none; None
     for as much as the guest has. swap_file: file to create, or directory; None for the temporary directory. seed: 0 is
-    the fixed order of tasks, others preempt at random points. timeout_instructions: 0 for no limit. icount: count
-    instructions, which virtual time needs. cpu: model and features, as QEMU's flag.
+    the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs together, 0 for no
+    limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and features, as QEMU's
+    flag. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between are drawn with `seed`.
     """
 
     image: str | None
@@ -61,6 +96,13 @@ class MachineConfig:
     seed: int = 0
     timeout_instructions: int = 0
     icount: bool = True
+    smp: int = 1
+    quantum: tuple[int, int] = (DEFAULT_QUANTUM, DEFAULT_QUANTUM)
+
+    @property
+    def min_host_memory(self) -> int:
+        """Bytes of the smallest host that so many CPUs can run on."""
+        return MIN_HOST_MEMORY + VCPU_HOST_MEMORY * (self.smp - 1)
 
     @property
     def swap_size(self) -> int:
@@ -72,9 +114,12 @@ class MachineConfig:
         if not MIN_GUEST_MEMORY <= self.memory <= MAX_GUEST_MEMORY or self.memory % PAGE_SIZE:
             limits = f"{format_size(MIN_GUEST_MEMORY)} to {format_size(MAX_GUEST_MEMORY)}, in whole pages"
             raise ConfigError(f"-m: {format_size(self.memory)} of guest memory is out of range ({limits})")
-        if self.host_memory < MIN_HOST_MEMORY:
-            given, least = format_size(self.host_memory), format_size(MIN_HOST_MEMORY)
-            raise ConfigError(f"--host-memory: {given} is below the minimum of {least}")
+        if not 1 <= self.smp <= MAX_VCPUS:
+            raise ConfigError(f"-smp: {self.smp} CPUs are out of range (1 to {MAX_VCPUS})")
+        if self.host_memory < self.min_host_memory:
+            given, least = format_size(self.host_memory), format_size(self.min_host_memory)
+            cpus = f" for {self.smp} CPUs" if self.smp > 1 else ""
+            raise ConfigError(f"--host-memory: {given} is below the minimum of {least}{cpus}")
         if self.host_memory > _physical_memory() or self.host_memory % PAGE_SIZE:
             raise ConfigError(
                 f"--host-memory: {format_size(self.host_memory)} is more than this machine has, or no whole pages"
@@ -85,6 +130,11 @@ class MachineConfig:
             raise ConfigError(f"--swap: {format_size(self.swap_size)} is not a whole number of pages")
         if self.timeout_instructions and not self.icount:
             raise ConfigError("--timeout-instructions needs instruction counting: drop -icount off")
+        if self.smp > 1 and not self.icount:
+            raise ConfigError("-smp: several CPUs take turns by instructions: drop -icount off")
+        if not 1 <= self.quantum[0] <= self.quantum[1] <= MAX_QUANTUM:
+            shortest, longest = self.quantum
+            raise ConfigError(f"--quantum: {shortest}-{longest} is out of order or range (1 to {MAX_QUANTUM})")
 
 
 def _physical_memory() -> int:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from enum import Enum
+from functools import partial
 from typing import NamedTuple
 
 from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Gva, Hva
@@ -19,17 +20,21 @@ from .boot.load import load_image
 from .boot.memmap import memory_layout
 from .config import MachineConfig
 from .cpu.layout import RBX, RDI
+from .cpu.smp import share_code
 from .cpu.unicorn_engine import UnicornEngine
 from .devices.bus import MmioBus, PortBus
 from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
 from .devices.debugcon import DEBUGCON_PORT, DebugConsole
 from .devices.irqchip import Irqchip
+from .devices.lapic import Lapic
 from .devices.pc import Pc, PcConfig, PcHooks
 from .devices.uart import COM1, Uart
 from .errors import ConfigError, SwapIOError
 from .kvm.cpuid import parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
 from .kvm.irq import IrqState
+from .kvm.mp_state import MpState
+from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
@@ -40,6 +45,8 @@ from .phys import Ram
 from .sync import RandomPreemption, Scheduler
 
 ENOMEM = -12
+MAX_IDLE_DEADLINES = 100_000
+"""A timer that has fired so often without waking a CPU is masked for good."""
 
 
 class Reason(Enum):
@@ -76,7 +83,7 @@ class Machine:
         layout = memory_layout(config.memory)
         append = config.append.encode("utf-8", "surrogateescape")
         image = load_image(config.image, BootOptions(config.memory, append, config.initrd), config.bios)
-        cpu_model = parse_cpu_model(config.cpu)
+        cpu_model = parse_cpu_model(config.cpu, config.smp)
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
         self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
@@ -87,17 +94,24 @@ class Machine:
             undo.callback(self.swap.close)
             self.host = Host(self.ram, self.swap, self.sched)
             self.mm = MmStruct(self.host, "qemu")
-            self.kvm = Kvm(self.mm, cpu_model)
+            turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
+            self.kvm = Kvm(self.mm, cpu_model, turns)
             for slot_id, memory in enumerate(layout):
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
-            self._add_vcpu(image.start)
+            self._add_pc(isinstance(image.start, ProtectedModeStart))
+            for number in range(config.smp):
+                self._add_vcpu(number)
+            start_cpu(self.vcpus[0].engine, image.start)
             for rom in image.roms:
                 self._add_rom(rom)
             for key, value in image.fw_cfg.items():
                 self.pc.fw_cfg.add(key, value)
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
+            if config.smp > 1:
+                share_code([vcpu.engine for vcpu in self.vcpus])
+            self.sched.idle = self._idle
             undo.pop_all()
 
     def _add_rom(self, rom: Segment) -> None:
@@ -108,67 +122,87 @@ class Machine:
         self.kvm.set_user_memory_region(slot_id, Gfn(rom.gpa >> PAGE_SHIFT), rom.memsz >> PAGE_SHIFT, hva)
         self.write_guest(rom.gpa, rom.data)
 
-    def _add_vcpu(self, start: Start) -> None:
-        engine = UnicornEngine(self.ram, vcpu_id=0, counting=self.config.icount)
-        self.vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
-        self.debug_exit = DebugExit(self.vcpu.stop)
-        self.bus = PortBus()
-        self.bus.register(Uart(self._emit), COM1, 8)
-        self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
-        self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
-        engine.on_in(self._port_read)
-        engine.on_out(self._port_write)
-        start_cpu(engine, start)
-        self.ram.code_caches.append(engine.drop_code)
-        self._add_chips(start)
-
-    def _add_chips(self, start: Start) -> None:
-        """The rest of a PC: timers, interrupt controllers, reset and power-off. A Multiboot kernel finds them as a BIOS
-        leaves them."""
+    def _add_pc(self, bios_ran: bool) -> None:
+        """The devices. A Multiboot kernel finds the chips as a BIOS leaves them."""
         below_4g, *above = (each.npages << PAGE_SHIFT for each in memory_layout(self.config.memory))
         hooks = PcHooks(reset=lambda: self._end(Reason.RESET), power_off=lambda: self._end(Reason.POWER_OFF))
-        engine = self.vcpu.engine
         model = self.kvm.cpu_model
         config = PcConfig(
+            cpus=self.config.smp,
             below_4g=below_4g,
             above_4g=sum(above),
             x2apic=model.has("x2apic"),
             tsc_deadline=model.has("tsc-deadline"),
         )
-        self.pc = Pc(config, hooks, lambda: engine.instructions)
+        self.pc = Pc(config, hooks, lambda: self.kvm.instructions)
+        self.debug_exit = DebugExit(self._stop)
+        self.bus = PortBus()
+        self.bus.register(Uart(self._emit), COM1, 8)
+        self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
+        self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
         self.mmio = MmioBus()
         self.pc.register(self.bus, self.mmio)
-        engine.on_mmio(self._mmio_read, self._mmio_write)
-        self.vcpu.irq = IrqState(Irqchip(self.pc.lapics[0], self.pc.pic), self.pc.clock)
-        if isinstance(start, ProtectedModeStart):
+        if bios_ran:
             self.pc.bios_defaults()
-        self.pc.lapics[0].on_event = self.vcpu.look_again
-        self.pc.clock.on_earlier = self.vcpu.look_again
+        self.pc.clock.on_earlier = self._deadline_moved
 
-    def _port_read(self, port: int, size: int) -> int:
-        self.vcpu.settle_irq()
+    def _add_vcpu(self, number: int) -> None:
+        """A CPU in the state of reset, with its local APIC; all but the first wait to be started."""
+        engine = UnicornEngine(self.ram, vcpu_id=number, counting=self.config.icount)
+        vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
+        lapic = self.pc.lapics[number]
+        vcpu.irq = IrqState(Irqchip(lapic, self.pc.pic), self.pc.clock)
+        lapic.on_event = vcpu.look_again
+        engine.on_in(partial(self._port_read, vcpu))
+        engine.on_out(partial(self._port_write, vcpu))
+        engine.on_mmio(partial(self._mmio_read, lapic), partial(self._mmio_write, lapic))
+        self.ram.code_caches.append(engine.drop_code)
+        if number:
+            engine.init_reset()
+            vcpu.mp_state = MpState.UNINITIALIZED
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        """All CPUs; the first is the boot CPU."""
+        return self.kvm.vcpus
+
+    @property
+    def vcpu(self) -> Vcpu:
+        """The boot CPU."""
+        return self.kvm.vcpus[0]
+
+    def _port_read(self, vcpu: Vcpu, port: int, size: int) -> int:
+        vcpu.settle_irq()
         return self.bus.read(port, size)
 
-    def _port_write(self, port: int, size: int, value: int) -> None:
-        self.vcpu.settle_irq()
+    def _port_write(self, vcpu: Vcpu, port: int, size: int, value: int) -> None:
+        vcpu.settle_irq()
         self.bus.write(port, size, value)
 
-    def _mmio_read(self, gpa: Gpa, size: int) -> int:
-        lapic = self.pc.lapics[0]
+    def _mmio_read(self, lapic: Lapic, gpa: Gpa, size: int) -> int:
         return lapic.mmio_read(gpa & 0xFFF, size) if lapic.claims(gpa) else self.mmio.read(gpa, size)
 
-    def _mmio_write(self, gpa: Gpa, size: int, value: int) -> None:
-        lapic = self.pc.lapics[0]
+    def _mmio_write(self, lapic: Lapic, gpa: Gpa, size: int, value: int) -> None:
         if lapic.claims(gpa):
             lapic.mmio_write(gpa & 0xFFF, size, value)
         else:
             self.mmio.write(gpa, size, value)
 
+    def _deadline_moved(self) -> None:
+        """The next timer is due earlier than the running CPU's budget knows."""
+        if self.kvm.loaded is not None:
+            self.kvm.loaded.look_again()
+
+    def _stop(self) -> None:
+        """A device ends the run, in an instruction of the loaded CPU."""
+        if self.kvm.loaded is not None:
+            self.kvm.loaded.stop()
+
     def _end(self, reason: Reason) -> None:
         """A device resets the machine or turns it off."""
         if self._ended_by is None:
             self._ended_by = reason
-        self.vcpu.stop()
+        self._stop()
 
     def _emit(self, byte: int) -> None:
         if self.debug_exit.status is None:
@@ -185,8 +219,8 @@ class Machine:
 
     @property
     def instructions(self) -> int:
-        """Guest instructions retired so far; 0 when they are not counted."""
-        return self.vcpu.engine.instructions if self.config.icount else 0
+        """Guest instructions that all CPUs have retired so far; 0 when they are not counted."""
+        return self.kvm.instructions if self.config.icount else 0
 
     @property
     def output_sha256(self) -> str:
@@ -196,12 +230,31 @@ class Machine:
     def run(self) -> Outcome:
         """Run the guest until it ends. Swap errors and exhausted memory are outcomes."""
         results: list[KvmRun] = []
-        self.sched.spawn("CPU 0/KVM", lambda: results.append(self.vcpu.run()))
+        for vcpu in self.vcpus:
+            self.sched.spawn(f"CPU {vcpu.id}/KVM", partial(self._vcpu_thread, vcpu, results), vcpu=vcpu.id)
         try:
             self._schedule()
         except SwapIOError as error:
             return Outcome(Reason.SWAP_ERROR, 126, str(error))
         return self._outcome(results[0])
+
+    def _vcpu_thread(self, vcpu: Vcpu, results: list[KvmRun]) -> None:
+        """The first CPU that has something to say ends the run for all."""
+        results.append(vcpu.run())
+        self.kvm.stop()
+
+    def _idle(self) -> bool:
+        """Every CPU sleeps: virtual time passes until a timer wakes one. If none ever will, all return from run()."""
+        for _ in range(MAX_IDLE_DEADLINES):
+            if not self.pc.clock.skip_to_next():
+                break
+            self.pc.clock.run_due()
+            if self.sched.runnable:
+                return True
+        self.kvm.all_asleep = True
+        for vcpu in self.vcpus:
+            vcpu.wake_up()
+        return bool(self.sched.runnable)
 
     def _schedule(self, *, drain: bool = False) -> None:
         """Run every task; what a task raises comes out here and leaves the host as it is."""
@@ -238,7 +291,8 @@ class Machine:
                 self._schedule(drain=True)
         finally:
             self.ram.code_caches.clear()
-            self.vcpu.engine.close()
+            for vcpu in self.vcpus:
+                vcpu.engine.close()
             self.host.close()
 
     def _destroy(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..config import MachineConfig, parse_size
+from ..config import MachineConfig, parse_quantum, parse_size, parse_smp
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 from .interrupt import interruptible
@@ -30,6 +30,8 @@ _FLAGS = (
     ("--host-memory", "SIZE", "16M", "memory of the simulated host"),
     ("--swap", "SIZE", None, "size of the swap file, 0 for none (default: as much as -m)"),
     ("--swap-file", "PATH", None, "swap file to create, or a directory for it"),
+    ("-smp", "N", "1", "CPUs, 1 to 16"),
+    ("--quantum", "N", None, "instructions that a CPU runs before the next one does; MIN-MAX: random, by --seed"),
     ("-append", "STR", "", "the guest's command line"),
     ("-initrd", "FILES", "", "Multiboot modules: file1 arguments,file2"),
     ("-cpu", "MODEL", "max", "CPU model, with ,+feature and ,-feature"),
@@ -88,6 +90,8 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         seed=args.seed,
         timeout_instructions=args.timeout_instructions,
         icount=args.icount == "on",
+        smp=parse_smp(args.smp),
+        **({} if args.quantum is None else {"quantum": parse_quantum(args.quantum)}),
     )
     config.validate()
     return config
@@ -124,7 +128,7 @@ def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outco
     try:
         try:
             counted = machine.config.icount
-            with _progress(machine), nullcontext() if counted else interruptible(machine.vcpu.engine.request_stop):
+            with _progress(machine), nullcontext() if counted else interruptible(machine.vcpus[0].engine.request_stop):
                 outcome = machine.run()
         finally:
             results = _results(machine, time.perf_counter() - started)
@@ -181,7 +185,7 @@ def _results(machine: Machine, seconds: float) -> dict[str, Any]:
         "seed": machine.config.seed,
         "output_sha256": machine.output_sha256,
         "violations": [],
-        "kvm": stats.as_dict(machine.kvm.stat, [machine.vcpu.stat]),
+        "kvm": stats.as_dict(machine.kvm.stat, (vcpu.stat for vcpu in machine.vcpus)),
         "vmstat": machine.host.vmstat.as_dict(),
         "notifier": machine.kvm.notifier.stat.as_dict(),
         "tlb": _tlb_stats(machine),
@@ -192,12 +196,12 @@ def _tlb_stats(machine: Machine) -> dict[str, int]:
     """What the CPU's TLB did: statistics, which unlike everything else may differ between equal runs."""
     from ..cpu import mailbox  # noqa: PLC0415
 
-    box = machine.vcpu.engine.box
+    boxes = [vcpu.engine.box for vcpu in machine.vcpus]
     return {
-        "fills": box[mailbox.FILLS],
-        "fetch_fills": box[mailbox.FETCH_FILLS],
-        "flushes": box[mailbox.EPOCH] - 1,
-        "cr3_switches_without_exit": box[mailbox.CR3_HITS],
+        "fills": sum(box[mailbox.FILLS] for box in boxes),
+        "fetch_fills": sum(box[mailbox.FETCH_FILLS] for box in boxes),
+        "flushes": sum(box[mailbox.EPOCH] - 1 for box in boxes),
+        "cr3_switches_without_exit": sum(box[mailbox.CR3_HITS] for box in boxes),
     }
 
 
@@ -290,11 +294,12 @@ def _progress(machine: Machine) -> Iterator[None]:
 
         def show() -> None:
             vmstat = machine.host.vmstat
+            faults = sum(vcpu.stat.pf_taken for vcpu in machine.vcpus)
             line.set_description_str(
-                f"{machine.instructions / 1e6:.0f} M instructions, {machine.vcpu.stat.pf_taken} faults, "
+                f"{machine.instructions / 1e6:.0f} M instructions, {faults} faults, "
                 f"swap out {vmstat.pswpout} in {vmstat.pswpin}"
             )
 
-        machine.vcpu.on_quantum = show
+        machine.vcpus[0].on_quantum = show
         yield
-        machine.vcpu.on_quantum = None
+        machine.vcpus[0].on_quantum = None

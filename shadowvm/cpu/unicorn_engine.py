@@ -194,6 +194,17 @@ class UnicornEngine(Registers):
             box[mb.BUDGET] = instructions
 
     @property
+    def budget(self) -> int:
+        """What is left of `set_budget`; below 0 after steps that went beyond it."""
+        left = self.box[mb.BUDGET] + self.box[mb.STOLEN] & MASK64
+        return left - (left >> 63 << 64)
+
+    @property
+    def running(self) -> bool:
+        """Inside `enter`: a handler is being called."""
+        return self._running
+
+    @property
     def instructions(self) -> int:
         """Instructions retired so far; exact at every exit. 0 without counting."""
         box = self.box

@@ -54,6 +54,24 @@ class Irqchip:
         """Whether an NMI waits; it is taken."""
         return self.lapic.take_nmi()
 
+    def take_init(self) -> bool:
+        """Whether INIT waits; it is taken."""
+        return self.lapic.take_init()
+
+    def take_sipi(self) -> int | None:
+        """The page of a start-up message for a CPU that waits for one."""
+        return self.lapic.take_sipi()
+
+    @property
+    def waits_for_sipi(self) -> bool:
+        """The CPU does not run."""
+        return self.lapic.waiting
+
+    @property
+    def has_init_or_sipi(self) -> bool:
+        """The APIC has something to say about whether the CPU runs."""
+        return self.lapic.init_pending or (self.lapic.waiting and self.lapic.sipi is not None)
+
 
 def peek(pic: Pic) -> int:
     """The vector that the pair would answer an INTA cycle with."""

@@ -23,6 +23,7 @@ from ..mm.page_alloc import Page, put_page
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
 from .mmu.spte import RetPf
+from .turns import vcpu_load
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -33,11 +34,12 @@ MAX_ATTEMPTS = 64
 
 
 class Window(NamedTuple):
-    """One page that the instruction may write."""
+    """One page that the instruction may write. before: its contents when the window opened, and whenever another vCPU
+    may have changed them since."""
 
     gfn: Gfn
     page: Page
-    before: bytes
+    before: list[bytes]
     offset: int
     size: int
 
@@ -84,6 +86,8 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[W
             return ret, CpuExit.WALK_FAULT
         if vcpu.requests:
             vcpu.service_requests()
+        if vcpu.kvm.loaded is not vcpu:
+            _come_back(vcpu, windows)
         reason = engine.step() if event is None else engine.deliver(event)
         if reason != CpuExit.WALK_FAULT:
             return RetPf.CONTINUE, reason
@@ -98,6 +102,14 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[W
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 
+def _come_back(vcpu: Vcpu, windows: list[Window]) -> None:
+    """Others have executed meanwhile, and may have written to the same tables."""
+    vcpu_load(vcpu)
+    ram = vcpu.kvm.mm.host.ram
+    for window in windows:
+        window.before.append(ram.read_page(window.page.pfn))
+
+
 def _open_window(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> RetPf:
     """Let the instruction write the page that the walk of `gva` found; the frame stays put by our reference."""
     if len(windows) == MAX_WINDOWS:
@@ -107,7 +119,8 @@ def _open_window(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> RetPf:
     page = get_user_page(kvm.mm, vcpu.slot.vpn(gfn), True)
     if isinstance(page, VmFault):
         return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
-    windows.append(Window(gfn, page, kvm.mm.host.ram.read_page(page.pfn), gva & 0xFFF, vcpu.engine.box[EXIT_SIZE]))
+    before = [kvm.mm.host.ram.read_page(page.pfn)]
+    windows.append(Window(gfn, page, before, gva & 0xFFF, vcpu.engine.box[EXIT_SIZE]))
     vcpu.engine.set_window(len(windows) - 1, gva, Pfn(page.pfn))
     return RetPf.CONTINUE
 
@@ -119,16 +132,18 @@ def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:
     for window in windows:
         window.page.dirty = True
         after = kvm.mm.host.ram.read_page(window.page.pfn)
-        if after != window.before:
-            for offset, length in _changes(window, after):
-                kvm_mmu_track_write(kvm, Gpa(window.gfn << PAGE_SHIFT | offset), length)
+        for offset, length in _changes(window, after):
+            kvm_mmu_track_write(kvm, Gpa(window.gfn << PAGE_SHIFT | offset), length)
     kvm.mmu_lock.release()
 
 
 def _changes(window: Window, after: bytes) -> list[tuple[int, int]]:
     """(offset, length) of the stores: the faulting one if it explains every change, else whole changed entries."""
-    before, start = window.before, window.offset
-    end = start + window.size
-    if end <= PAGE_SIZE and before[:start] == after[:start] and before[end:] == after[end:]:
+    befores = [before for before in window.before if before != after]
+    if not befores:
+        return []
+    start, end = window.offset, window.offset + window.size
+    if end <= PAGE_SIZE and all(one[:start] == after[:start] and one[end:] == after[end:] for one in befores):
         return [(start, window.size)]
-    return [(at, 8) for at in range(0, PAGE_SIZE, 8) if before[at : at + 8] != after[at : at + 8]]
+    entries = range(0, PAGE_SIZE, 8)
+    return [(at, 8) for at in entries if any(one[at : at + 8] != after[at : at + 8] for one in befores)]

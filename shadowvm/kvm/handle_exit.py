@@ -19,12 +19,13 @@ from .emulate import emulate_write
 from .exit import ExitReason, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_msr_read, exit_msr_write
-from .irq import block
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
 from .mmu.role import kvm_calc_cpu_role
 from .mmu.root import kvm_mmu_free_roots, kvm_mmu_load
 from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
+from .mp_state import MpState, exit_halted
+from .turns import grant_quantum
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -132,17 +133,17 @@ def _exit_quantum(vcpu: Vcpu) -> KvmRun | None:
 
 def _exit_hlt(vcpu: Vcpu) -> KvmRun | None:
     vcpu.stat.halt_exits += 1
-    if vcpu.irq is not None and block(vcpu, vcpu.irq):
-        vcpu.grant_quantum()
-        return None
-    return KvmRun(ExitReason.HLT, f"hlt at rip {vcpu.engine.rip - 1:#x}, and nothing can wake the guest")
+    if vcpu.irq is None:
+        return exit_halted(vcpu)
+    vcpu.mp_state = MpState.HALTED
+    return None
 
 
 def _exit_stopped(vcpu: Vcpu) -> KvmRun | None:
     vcpu.stat.io_exits += 1
     if vcpu.quit:
         return KvmRun(ExitReason.SYSTEM_EVENT)
-    vcpu.grant_quantum()
+    grant_quantum(vcpu)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Interrupts on their way into a vCPU: what is pending, when it is injected, and waiting for it in HLT.
+"""Interrupts on their way into a vCPU: what is pending, and when it is injected.
 
 The chips are devices and know nothing of KVM; what they must offer is written down here. A maskable interrupt is
 given to the engine with its vector and waits there for IF and the STI shadow; only when the engine has taken it does
@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from ..cpu.engine import Event, EventKind
 from ..events import kvm_inj_virq
-from ..x86 import NMI_VECTOR, RFLAGS_IF
+from ..x86 import NMI_VECTOR
+from .mp_state import kvm_apic_accept_events
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
-
-
-MAX_IDLE_DEADLINES = 100_000
-"""A timer that has fired so often without waking a halted CPU is masked for good."""
 
 
 class Irqchip(Protocol):
@@ -32,6 +29,18 @@ class Irqchip(Protocol):
 
     def take_nmi(self) -> bool:
         """Whether an NMI waits; it is taken."""
+
+    def take_init(self) -> bool:
+        """Whether INIT waits; it is taken, and the APIC is reset."""
+
+    def take_sipi(self) -> int | None:
+        """The page at which a CPU that waits is to start, once."""
+
+    @property
+    def waits_for_sipi(self) -> bool: ...
+
+    @property
+    def has_init_or_sipi(self) -> bool: ...
 
     @property
     def apic_enabled(self) -> bool: ...
@@ -70,9 +79,11 @@ class IrqState:
         self.nmi = False
         self.queued: int | None = None
 
-    def notify(self) -> None:
-        """Something may be deliverable (lapic.on_event)."""
-        self.check = True
+    def nmi_pending(self) -> bool:
+        """An NMI has come and is not in the engine yet."""
+        if self.chip.take_nmi():
+            self.nmi = True
+        return self.nmi
 
 
 def settle_irq(vcpu: Vcpu, irq: IrqState) -> None:
@@ -89,9 +100,10 @@ def settle_irq(vcpu: Vcpu, irq: IrqState) -> None:
 
 
 def inject_pending(vcpu: Vcpu, irq: IrqState) -> None:
-    """Before an entry, when something may have changed: give the engine what is due now."""
+    """Before an entry, when something may have changed: INIT and SIPI first, then what the engine is to deliver."""
     irq.check = False
-    if _nmi_pending(irq) and vcpu.event is None:
+    kvm_apic_accept_events(vcpu, irq)
+    if irq.nmi_pending() and vcpu.event is None:
         irq.nmi = False
         vcpu.stat.nmi_injections += 1
         vcpu.event = Event(EventKind.NMI, NMI_VECTOR)
@@ -103,28 +115,3 @@ def inject_pending(vcpu: Vcpu, irq: IrqState) -> None:
     irq.queued = vector
     if vector is not None:
         vcpu.engine.queue_event(Event(EventKind.INTERRUPT, vector))
-
-
-def _nmi_pending(irq: IrqState) -> bool:
-    if irq.chip.take_nmi():
-        irq.nmi = True
-    return irq.nmi
-
-
-def can_wake(vcpu: Vcpu, irq: IrqState) -> bool:
-    """Whether a halted vCPU has a reason to go on (kvm_vcpu_has_events)."""
-    if vcpu.event is not None or _nmi_pending(irq):
-        return True
-    return bool(vcpu.engine.rflags & RFLAGS_IF) and irq.chip.pending_irq() is not None
-
-
-def block(vcpu: Vcpu, irq: IrqState) -> bool:
-    """kvm_vcpu_block(): let virtual time pass until something wakes the vCPU. False: nothing ever will."""
-    for _ in range(MAX_IDLE_DEADLINES):
-        if can_wake(vcpu, irq):
-            irq.check = True
-            return True
-        if not irq.clock.skip_to_next():
-            return False
-        irq.clock.run_due()
-    return False

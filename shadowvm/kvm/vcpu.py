@@ -24,16 +24,16 @@ from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
+from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
 from .msr import NATIVE, Msrs
 from .stats import VcpuStat
-from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
+from .turns import end_turn, grant_quantum, vcpu_load
+from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH, KVM_REQ_VM_DEAD
 
 if TYPE_CHECKING:
     from ..cpu.unicorn_engine import UnicornEngine
+    from ..sync import Task
     from .vm import Kvm
-
-QUANTUM = 1_000_000
-"""Guest instructions between two looks at the limit, at signals and at other tasks."""
 
 _VMX_EXIT_REASONS: dict[int, str] = {
     CpuExit.QUANTUM: "PREEMPTION_TIMER",
@@ -61,9 +61,10 @@ class Vcpu:
     requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
     efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
     slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
-    instructions after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts. quit: a device
-    has ended the run. granted, granted_at: the last budget and when it was granted. stalled: budget used up by
-    exceptions alone since an instruction last retired; it counts towards the limit too.
+    instructions of all vCPUs after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts.
+    task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
+    vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
+    stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
     """
 
     __slots__ = (
@@ -85,6 +86,7 @@ class Vcpu:
         "link_generation",
         "mmu_shadow_page_cache",
         "mode",
+        "mp_state",
         "msrs",
         "on_quantum",
         "pdptrs",
@@ -99,6 +101,8 @@ class Vcpu:
         "smap_active",
         "stalled",
         "stat",
+        "task",
+        "turn_left",
         "walker",
     )
 
@@ -124,7 +128,11 @@ class Vcpu:
         self.slot = _NO_SLOT
         self.mmu_shadow_page_cache: list[Page] = []
         self.limit = limit
-        self.granted = self.granted_at = self.stalled = 0
+        self.granted = engine.budget
+        self.granted_at = self.stalled = 0
+        self.turn_left = kvm.turns.next()
+        self.mp_state = RUNNABLE
+        self.task: Task | None = None
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
@@ -140,31 +148,16 @@ class Vcpu:
     def run(self) -> KvmRun:
         """KVM_RUN: execute guest code until user space has something to do."""
         self.quit = False
-        self.grant_quantum()
+        self.task = self.sched.current
         while True:
-            result = vcpu_enter_guest(self)
+            if self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
+                result: KvmRun | None = _over() if self.kvm.dead else exit_halted(self)
+            else:
+                result = vcpu_enter_guest(self)
             if result is not None:
                 if kvm_userspace_exit.on:
                     kvm_userspace_exit(result.exit_reason.name, result.errno)
                 return result
-
-    def grant_quantum(self) -> bool:
-        """Budget for the next stretch; False when the limit is reached."""
-        engine = self.engine
-        if not engine.counting:
-            return True
-        left = self.limit - engine.instructions if self.limit else QUANTUM
-        if left <= 0:
-            return False
-        if self.irq is not None:
-            now = self.irq.clock.now()
-            engine.set_time_base(now - engine.instructions)
-            deadline = self.irq.clock.next_deadline()
-            if deadline is not None:
-                left = min(left, max(deadline - now, 1))
-        self.granted, self.granted_at = min(left, QUANTUM), engine.instructions
-        engine.set_budget(self.granted)
-        return True
 
     def stop(self) -> None:
         """A device ends the run: run() returns SYSTEM_EVENT after the instruction that asked for it."""
@@ -182,10 +175,23 @@ class Vcpu:
             settle_irq(self, irq)
 
     def look_again(self) -> None:
-        """Interrupts or deadlines have changed under a device's hands: leave the guest and look."""
+        """Interrupts or deadlines have changed, perhaps under a device's hands: look before the next instruction."""
         assert self.irq is not None
         self.irq.check = True
-        self.engine.request_stop()
+        if self.engine.running:
+            self.engine.request_stop()
+        elif self.asleep and has_events(self, self.irq):
+            self.wake_up()
+
+    @property
+    def asleep(self) -> bool:
+        """In kvm_vcpu_block()."""
+        return self.task is not None and self.task.waiting is self
+
+    def wake_up(self) -> None:
+        """kvm_vcpu_wake_up(): have kvm_vcpu_block() look again."""
+        if self.asleep and self.task is not None:
+            self.sched.wake(self.task)
 
     def end_of_quantum(self) -> KvmRun | None:
         """The budget is used up: go on, unless the limit is reached."""
@@ -196,9 +202,10 @@ class Vcpu:
         self.stalled = self.stalled + self.granted if self.engine.instructions == self.granted_at else 0
         if self.limit and self.stalled >= self.limit:
             return KvmRun(ExitReason.INTR, f"{self.stalled} exceptions in a row, and no instruction retired")
-        if self.grant_quantum():
+        end_turn(self)
+        if grant_quantum(self):
             return None
-        return KvmRun(ExitReason.INTR, f"{self.engine.instructions} instructions")
+        return KvmRun(ExitReason.INTR, f"{self.kvm.instructions} instructions")
 
     def pferr(self) -> int:
         """Hardware error code of the walk that failed last: P, W, U, F."""
@@ -207,13 +214,14 @@ class Vcpu:
         return error_code | PFERR_USER if box[EXIT_USER] else error_code
 
     def service_requests(self) -> None:
-        """Serve KVM_REQ_*: obsolete roots first, since dropping them asks for a flush too."""
-        if self.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+        """Serve KVM_REQ_*: obsolete roots first, since dropping them asks for a flush too, and may sleep."""
+        while self.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+            self.requests &= ~KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
             free_obsolete_roots(self)
         if self.requests & KVM_REQ_TLB_FLUSH:
+            self.requests &= ~KVM_REQ_TLB_FLUSH
             self.stat.tlb_flush += 1
             self.engine.flush_tlb()
-        self.requests = 0
 
     def free_roots(self) -> None:
         """Drop every root (kvm_mmu_unload)."""
@@ -230,15 +238,18 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     sched = vcpu.sched
     if sched.need_resched:
         sched.cond_resched()
-    if vcpu.requests:
-        vcpu.service_requests()
-    engine = vcpu.engine
     irq = vcpu.irq
-    if irq is not None and irq.check:
-        inject_pending(vcpu, irq)
+    if (vcpu.requests or (irq is not None and irq.check)) and not _make_ready(vcpu, irq):
+        return _over() if vcpu.kvm.dead else None
+    engine = vcpu.engine
+    if vcpu.kvm.loaded is not vcpu:
+        vcpu_load(vcpu)
     if vcpu.event is not None:
         engine.queue_event(vcpu.event)
         vcpu.event = None
+        if irq is not None:
+            # An NMI may have had to wait for it.
+            irq.check = irq.nmi
     if kvm_entry.on:
         kvm_entry(vcpu.id, engine.rip)
     reason = engine.enter()
@@ -251,6 +262,26 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if kvm_exit.on:
         kvm_exit(vcpu.id, _VMX_EXIT_REASONS[reason], engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
     return handle_exit(vcpu, reason)
+
+
+def _over() -> KvmRun:
+    return KvmRun(ExitReason.INTR, "the VM is over")
+
+
+def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:
+    """Serve requests and see to interrupts until neither is left. Both may sleep. False: do not enter."""
+    while True:
+        if vcpu.requests:
+            vcpu.service_requests()
+            if vcpu.requests & KVM_REQ_VM_DEAD:
+                return False
+        if irq is None or not irq.check:
+            return True
+        inject_pending(vcpu, irq)
+        if vcpu.mp_state is not RUNNABLE:
+            return False
+        if vcpu.kvm.loaded is vcpu:
+            grant_quantum(vcpu)
 
 
 def _follow_native_root_switch(vcpu: Vcpu) -> None:

@@ -17,6 +17,7 @@ from .memslot import MemSlot, MemSlots
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, KvmMmuPage, kvm_mmu_zap_all
 from .notifier import KvmMmuNotifier
 from .stats import VmStat
+from .turns import Turns
 
 if TYPE_CHECKING:
     from ..mm.mm_struct import MmStruct
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 KVM_REQ_TLB_FLUSH = 1 << 0
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 1
+KVM_REQ_VM_DEAD = 1 << 2
 
 
 class Kvm:
@@ -32,13 +34,17 @@ class Kvm:
 
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
-    shadow pages is cut.
+    shadow pages is cut. loaded: the vCPU that executes, or did so last. turns: how long each of them may. dead: no vCPU
+    is to run any more. all_asleep: nothing will ever wake one.
     """
 
     __slots__ = (
         "active_mmu_pages",
+        "all_asleep",
         "cpu_model",
+        "dead",
         "link_generation",
+        "loaded",
         "memslots",
         "mm",
         "mmu_invalidate_in_progress",
@@ -53,12 +59,16 @@ class Kvm:
         "q",
         "sp_by_pfn",
         "stat",
+        "turns",
         "vcpus",
     )
 
-    def __init__(self, mm: MmStruct, cpu_model: CpuModel) -> None:
+    def __init__(self, mm: MmStruct, cpu_model: CpuModel, turns: Turns | None = None) -> None:
         self.mm = mm
         self.cpu_model = cpu_model
+        self.turns = turns or Turns()
+        self.loaded: Vcpu | None = None
+        self.dead = self.all_asleep = False
         self.q = mm.host.ram.q
         self.memslots = MemSlots()
         self.vcpus: list[Vcpu] = []
@@ -89,6 +99,20 @@ class Kvm:
         ceiling = self.mm.host.ram.nr_frames // 8
         self.n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, min(pages, ceiling))
         return slot
+
+    @property
+    def instructions(self) -> int:
+        """Guest instructions that all vCPUs have retired."""
+        if len(self.vcpus) == 1:
+            return self.vcpus[0].engine.instructions
+        return sum(vcpu.engine.instructions for vcpu in self.vcpus)
+
+    def stop(self) -> None:
+        """kvm_vm_dead(): every vCPU returns from run() before its next entry."""
+        self.dead = True
+        for vcpu in self.vcpus:
+            vcpu.requests |= KVM_REQ_VM_DEAD
+            vcpu.wake_up()
 
     def flush_remote_tlbs(self) -> None:
         """kvm_flush_remote_tlbs(): every vCPU flushes before it runs another guest instruction.

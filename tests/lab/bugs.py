@@ -161,7 +161,7 @@ NOTIFIER_BUGS = [
     Bug("mmu_lock not taken", "lockdep", [(START, "kvm.mmu_lock.acquire()", "pass")]),
 ]
 
-IGNORE_WRITES: Edit = (emulate._track_writes, "after != window.before", "False")
+IGNORE_WRITES: Edit = (emulate._track_writes, "_changes(window, after)", "()")
 
 MMU_BUGS = [
     Bug(

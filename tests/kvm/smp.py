@@ -1,0 +1,75 @@
+"""Pieces of guests with several CPUs, for tiny images: NASM code that starts the others and that these run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shadowvm.machine import Machine, Outcome
+from tests.guest_run import config_for
+from tests.tiny import write_tiny
+
+APIC = 0xFEE0_0000
+INIT_OTHERS, SIPI_8_OTHERS = 0xC4500, 0xC4608
+START = f"""
+mov esi, trampoline
+mov edi, 0x8000
+mov ecx, trampoline_end - trampoline
+rep movsb
+mov ebx, {APIC:#x}
+mov dword [rbx + 0xf0], 0x1ff
+mov dword [rbx + 0x300], {INIT_OTHERS:#x}
+mov dword [rbx + 0x300], {SIPI_8_OTHERS:#x}
+"""
+"""Copy the code between `trampoline` and `trampoline_end` to 0x8000 and start every other CPU there in real mode."""
+
+LONG_MODE = """
+trampoline:
+bits 16
+cli
+xor ax, ax
+mov ds, ax
+o32 lgdt [0x8000 + gdt_pointer - trampoline]
+mov eax, 0xa0
+mov cr4, eax
+mov eax, 0x9000
+mov cr3, eax
+mov ecx, 0xc0000080
+mov eax, 0x900
+xor edx, edx
+wrmsr
+mov eax, 0x80010033
+mov cr0, eax
+jmp dword 8:0x8000 + in_long_mode - trampoline
+align 8
+gdt: dq 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+gdt_pointer: dw 23
+dd 0x8000 + gdt - trampoline
+bits 64
+in_long_mode:
+mov ax, 0x10
+mov ss, ax
+mov ds, ax
+mov es, ax
+mov eax, 1
+lock xadd [0x7000], eax
+inc eax
+mov ebp, eax
+shl eax, 12
+lea esp, [eax + 0x310000]
+mov rdi, other
+jmp rdi
+trampoline_end:
+"""
+"""A trampoline: every other CPU arrives in long mode at `other`, on a stack, with a number from 1 on in EBP."""
+
+
+def run_smp(directory: Path, source: str, smp: int = 2, **options: object) -> tuple[Outcome, Machine]:
+    """Run a tiny guest on `smp` CPUs."""
+    output = bytearray()
+    options = {"timeout_instructions": 20_000_000, **options}
+    machine = Machine(config_for(write_tiny(directory, source), smp=smp, **options), output.append)
+    try:
+        outcome = machine.run()
+    finally:
+        machine.close()
+    return outcome, machine
