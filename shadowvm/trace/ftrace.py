@@ -23,10 +23,11 @@ HEADER = """# tracer: nop
 
 
 def ftrace_line(task: Task, now: int, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str:
-    """One line, without the newline. `now` is in instructions."""
+    """One line, without the newline. `now` is in instructions. CPU n is that of vCPU n's thread."""
     seconds, nanoseconds = divmod(now, 10**9)
     who = f"{task.name:>16}-{task.pid:<7}"
-    return f"{who} [000] ..... {seconds:5d}.{nanoseconds:09d}: {tracepoint.name}: {tracepoint.format(args)}"
+    when = f"[{task.vcpu or 0:03d}] ..... {seconds:5d}.{nanoseconds:09d}"
+    return f"{who} {when}: {tracepoint.name}: {tracepoint.format(args)}"
 
 
 class TextSink(Protocol):

@@ -24,6 +24,7 @@ from .tlb import stale_tlb
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...mm.mmu_notifier import MmuNotifierRange
+    from ...sync import Task
     from .sanitizer import Handler, Sanitizer
     from .shadow import ShadowRules
 
@@ -40,12 +41,12 @@ class NotifierRules:
         self.open: dict[int, MmuNotifierRange] = {}
         self._released = False
         self._clock = 0
-        self._sampled: tuple[int, int, Gfn] | None = None
-        self._read_at: dict[int, int] = {}
+        self._sampled: dict[Task, tuple[int, int, Gfn]] = {}
+        self._read_at: dict[Task, tuple[int, int]] = {}
         self._last_seq = self.kvm.mmu_invalidate_seq
         self._last_in_progress = self.kvm.mmu_invalidate_in_progress
-        self._fault: tuple[int, int, int] | None = None
-        self._fruitless = 0
+        self._fault: dict[int, tuple[int, int, int]] = {}
+        self._fruitless: dict[int, int] = {}
 
     def handlers(self) -> dict[Tracepoint, Handler]:
         """Brackets, changes of host ptes, and the steps of a fault."""
@@ -149,17 +150,21 @@ class NotifierRules:
 
     def _on_seq_sample(self, vcpu_id: int, gfn: Gfn, seq: int) -> None:
         self._clock += 1
-        self._sampled = (self._clock, self.kvm.mmu_invalidate_seq, gfn)
+        self._sampled[self._task()] = (self._clock, self.kvm.mmu_invalidate_seq, gfn)
 
     def _on_get_user_page(self, mm_id: int, vpn: int, pfn: int, write: bool) -> None:
         self._clock += 1
         if mm_id == self.kvm.mm.id:
-            self._read_at = {vpn: self._clock}
+            self._read_at[self._task()] = (vpn, self._clock)
+
+    def _task(self) -> Task:
+        """Several vCPUs may be inside a fault; each sampled and looked up for itself."""
+        return self.sanitizer.machine.sched.current
 
     def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
         sptep = hpa >> 3
         leaf = self.shadow.leaves.get(sptep)
-        self._fruitless = 0
+        self._fruitless.clear()
         if leaf is None or not new & SPTE_MMU_PRESENT:
             return
         widened = not old & SPTE_MMU_PRESENT or (new & SPTE_MMU_WRITABLE and not old & SPTE_MMU_WRITABLE)
@@ -175,11 +180,12 @@ class NotifierRules:
         for range_ in self.open.values():
             if range_.start <= address < range_.end and self._has_begun():
                 self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
-        if self._sampled is None or self._sampled[2] != gfn:
+        sampled = self._sampled.get(self._task())
+        if sampled is None or sampled[2] != gfn:
             self.sanitizer.fail("I10", what, "no sequence was sampled for it")
-        sampled_at, seq, _ = self._sampled
-        read_at = self._read_at.get(vpn)
-        if read_at is not None and read_at < sampled_at:
+        sampled_at, seq, _ = sampled
+        read_vpn, read_at = self._read_at.get(self._task(), (-1, 0))
+        if read_vpn == vpn and read_at < sampled_at:
             self.sanitizer.fail("I10", f"{what}: its frame was looked up first", "the sequence was sampled after that")
         if seq != self.kvm.mmu_invalidate_seq:
             self.sanitizer.fail("I10", f"{what} with sequence {seq}", f"it is {self.kvm.mmu_invalidate_seq} by now")
@@ -190,10 +196,10 @@ class NotifierRules:
 
     def _on_page_fault(self, vcpu_id: int, rip: int, gva: int, error_code: int) -> None:
         fault = (rip, gva, error_code)
-        self._fruitless = self._fruitless + 1 if fault == self._fault else 0
-        self._fault = fault
-        if self._fruitless > MAX_FRUITLESS_FAULTS:
-            self.sanitizer.fail("I15", f"{self._fruitless} faults at gva {gva:#x}", "no spte has changed meanwhile")
+        fruitless = self._fruitless.get(vcpu_id, 0) + 1 if fault == self._fault.get(vcpu_id) else 0
+        self._fault[vcpu_id], self._fruitless[vcpu_id] = fault, fruitless
+        if fruitless > MAX_FRUITLESS_FAULTS:
+            self.sanitizer.fail("I15", f"{fruitless} faults at gva {gva:#x}", "no spte has changed meanwhile")
 
     def _on_lock_release(self, lock: Any) -> None:
         if lock is not self.kvm.mmu_lock:
