@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from math import prod
 
 from .addr import PAGE_SIZE
 from .errors import ConfigError
@@ -23,6 +24,7 @@ MAX_QUANTUM = 1_000_000_000
 MIN_GUEST_MEMORY = 1 * MIB
 MAX_GUEST_MEMORY = 512 << 30
 
+_SMP_KEYS = ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads")
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -36,28 +38,25 @@ def parse_size(text: str, what: str) -> int:
 
 def parse_smp(text: str) -> int:
     """The number of CPUs that QEMU's -smp asks for: `N` or `cpus=N`, and a topology that comes to as many."""
-    cpus, product = 0, 1
+    given: dict[str, int] = {}
     for index, part in enumerate(text.split(",")):
         key, equals, value = part.partition("=")
-        if not equals and index == 0:
+        if index == 0 and not equals:
             key, value = "cpus", part
-        if key not in ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads") or not (
-            value.isascii() and value.isdigit() and 0 < len(value) < 6
-        ):
-            raise ConfigError(f"-smp: '{part}' is neither a number of CPUs nor cpus=, sockets=, cores= or threads=")
-        if key == "cpus":
-            cpus = int(value)
-        elif key != "maxcpus":
-            product *= int(value)
-    cpus = cpus or product
-    if product not in (1, cpus):
-        raise ConfigError(f"-smp: sockets, cores and threads come to {product} CPUs, not {cpus}")
+        if key not in _SMP_KEYS or not re.fullmatch("[0-9]{1,5}", value, re.ASCII):
+            raise ConfigError(f"-smp: '{part}' is neither a number of CPUs nor one of {'=, '.join(_SMP_KEYS)}=")
+        given[key] = int(value)
+    product = prod(count for key, count in given.items() if key not in ("cpus", "maxcpus"))
+    cpus = given.get("cpus", product)
+    total = given.get("maxcpus", cpus)
+    if product not in (1, total) or total < cpus:
+        raise ConfigError(f"-smp: '{text}' does not come out: {cpus} CPUs of {total}, in a topology of {product}")
     return cpus
 
 
 def parse_quantum(text: str) -> tuple[int, int]:
     """`N`, or `MIN-MAX` for turns of random length: (shortest, longest) in instructions."""
-    match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", text)
+    match = re.fullmatch(r"([0-9]{1,12})(?:-([0-9]{1,12}))?", text, re.ASCII)
     if match is None:
         raise ConfigError(f"--quantum: '{text}' is neither a number of instructions nor a range MIN-MAX")
     return int(match[1]), int(match[2] or match[1])

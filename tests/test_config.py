@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowvm.config import MAX_GUEST_MEMORY, MIB, MIN_HOST_MEMORY, MachineConfig, format_size, parse_size
+from shadowvm.config import (
+    MAX_GUEST_MEMORY,
+    MIB,
+    MIN_HOST_MEMORY,
+    MachineConfig,
+    format_size,
+    parse_quantum,
+    parse_size,
+    parse_smp,
+)
 from shadowvm.errors import ConfigError
 
 
@@ -35,6 +44,13 @@ def test_a_size_survives_formatting_if_it_is_whole_kilobytes(size: int) -> None:
     "wrong",
     [
         {"memory": 0},
+        {"smp": 0},
+        {"smp": 17},
+        {"smp": 2, "icount": False},
+        {"smp": 2, "host_memory": MIN_HOST_MEMORY},
+        {"quantum": (0, 0)},
+        {"quantum": (5, 4)},
+        {"quantum": (1, 2_000_000_000)},
         {"memory": MIB - 4096},
         {"memory": MIB + 1},
         {"memory": MAX_GUEST_MEMORY + 4096},
@@ -60,3 +76,37 @@ def test_the_smallest_machine_is_allowed() -> None:
 def test_swap_defaults_to_the_guests_memory() -> None:
     assert MachineConfig(image="x", memory=5 * MIB).swap_size == 5 * MIB
     assert MachineConfig(image="x", memory=5 * MIB, swap=0).swap_size == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("4", 4),
+        ("cpus=3", 3),
+        ("4,sockets=1,cores=2,threads=2", 4),
+        ("sockets=2,cores=2", 4),
+        ("2,maxcpus=4,cores=4", 2),
+        ("16", 16),
+    ],
+)
+def test_smp_is_qemus(text: str, cpus: int) -> None:
+    assert parse_smp(text) == cpus
+
+
+@pytest.mark.parametrize(
+    "text", ["", "two", "-1", "4,cores=3", "4,maxcpus=2", "4,", "cores", "4,cpus=", "1e1", "\u0662", "999999"]
+)
+def test_a_topology_that_does_not_come_out_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="-smp: "):
+        parse_smp(text)
+
+
+@pytest.mark.parametrize(("text", "quantum"), [("1", (1, 1)), ("500", (500, 500)), ("1-10000", (1, 10000))])
+def test_a_quantum_is_a_number_or_a_range(text: str, quantum: tuple[int, int]) -> None:
+    assert parse_quantum(text) == quantum
+
+
+@pytest.mark.parametrize("text", ["", "-5", "5-", "1-2-3", "1k", "0x10"])
+def test_what_is_no_quantum_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--quantum: "):
+        parse_quantum(text)

@@ -206,3 +206,50 @@ def interleaving(seed: int) -> str:
 def test_a_seed_is_an_interleaving() -> None:
     assert interleaving(1) == interleaving(1)
     assert len({interleaving(seed) for seed in range(1, 9)}) > 4
+
+
+def test_a_vcpu_need_not_give_way_to_another_but_to_a_host_thread() -> None:
+    sched, seen = Scheduler(), []
+    host = sched.spawn("kswapd0", lambda: None, daemon=True)
+
+    def vcpu() -> None:
+        seen.append(sched.need_resched)
+        sched.wake(host)
+        seen.append(sched.need_resched)
+
+    sched.spawn("CPU 0/KVM", vcpu, vcpu=0)
+    sched.spawn("CPU 1/KVM", lambda: None, vcpu=1)
+    sched.run()
+    assert seen == [False, True]
+
+
+def test_a_host_thread_gives_way_to_a_vcpu() -> None:
+    sched, order = Scheduler(), []
+
+    def work() -> None:
+        sched.cond_resched()
+        order.append("host")
+
+    sched.spawn("host", work)
+    sched.spawn("CPU 0/KVM", lambda: order.append("vcpu"), vcpu=0)
+    sched.run()
+    assert order == ["vcpu", "host"]
+
+
+def test_when_nobody_can_run_the_idle_hook_may_wake_somebody() -> None:
+    sched, order = Scheduler(), []
+
+    def sleeper() -> None:
+        sched.wait("timer")
+        order.append("awake")
+
+    task = sched.spawn("sleeper", sleeper)
+
+    def idle() -> bool:
+        order.append("idle")
+        sched.wake(task)
+        return True
+
+    sched.idle = idle
+    sched.run()
+    assert order == ["idle", "awake"]

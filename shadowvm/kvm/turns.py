@@ -42,6 +42,7 @@ def vcpu_load(vcpu: Vcpu) -> None:
     What the other wrote over code is forgotten here, and the time-stamp counter continues from the common time.
     """
     kvm = vcpu.kvm
+    kvm.elsewhere = kvm.instructions - vcpu.engine.instructions
     previous, kvm.loaded = kvm.loaded, vcpu
     if previous is not None:
         sync_code(previous.engine, [other.engine for other in kvm.vcpus if other is not previous])

@@ -203,7 +203,7 @@ class Vcpu:
         if self.limit and self.stalled >= self.limit:
             return KvmRun(ExitReason.INTR, f"{self.stalled} exceptions in a row, and no instruction retired")
         end_turn(self)
-        if grant_quantum(self):
+        if self.kvm.loaded is not self or grant_quantum(self):
             return None
         return KvmRun(ExitReason.INTR, f"{self.kvm.instructions} instructions")
 

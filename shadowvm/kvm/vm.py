@@ -34,8 +34,8 @@ class Kvm:
 
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
-    shadow pages is cut. loaded: the vCPU that executes, or did so last. turns: how long each of them may. dead: no vCPU
-    is to run any more. all_asleep: nothing will ever wake one.
+    shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
+    turns: how long each of them may execute. dead: no vCPU is to run any more. all_asleep: nothing will ever wake one.
     """
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Kvm:
         "all_asleep",
         "cpu_model",
         "dead",
+        "elsewhere",
         "link_generation",
         "loaded",
         "memslots",
@@ -68,6 +69,7 @@ class Kvm:
         self.cpu_model = cpu_model
         self.turns = turns or Turns()
         self.loaded: Vcpu | None = None
+        self.elsewhere = 0
         self.dead = self.all_asleep = False
         self.q = mm.host.ram.q
         self.memslots = MemSlots()
@@ -103,9 +105,8 @@ class Kvm:
     @property
     def instructions(self) -> int:
         """Guest instructions that all vCPUs have retired."""
-        if len(self.vcpus) == 1:
-            return self.vcpus[0].engine.instructions
-        return sum(vcpu.engine.instructions for vcpu in self.vcpus)
+        loaded = self.loaded
+        return self.elsewhere if loaded is None else self.elsewhere + loaded.engine.instructions
 
     def stop(self) -> None:
         """kvm_vm_dead(): every vCPU returns from run() before its next entry."""

@@ -51,7 +51,7 @@ mov ss, ax
 mov ds, ax
 mov es, ax
 mov eax, 1
-lock xadd [0x7000], eax
+lock xadd [0x7800], eax
 inc eax
 mov ebp, eax
 shl eax, 12

@@ -17,17 +17,17 @@ mov ax, cs
 mov ds, ax
 xor bx, bx
 mov es, bx
-lock inc word [es:0x7000]
+lock inc word [es:0x7800]
 hlt
 bits 64
 trampoline_end:
 """
-WAIT_FOR = "until: pause\ncmp word [0x7000], {count}\njne until\n"
+WAIT_FOR = "until: pause\ncmp word [0x7800], {count}\njne until\n"
 
 
 @pytest.mark.parametrize("smp", [2, 3, 16])
 def test_sipi_starts_every_other_cpu_in_real_mode(smp: int, tmp_path: Path) -> None:
-    source = f"{START}{WAIT_FOR.format(count=smp - 1)}movzx eax, word [0x7000]\n{EXIT}{COUNT_IN_REAL_MODE}"
+    source = f"{START}{WAIT_FOR.format(count=smp - 1)}movzx eax, word [0x7800]\n{EXIT}{COUNT_IN_REAL_MODE}"
     outcome, machine = run_smp(tmp_path, source, smp)
     assert outcome.status == smp - 1
     assert [vcpu.stat.exits > 0 for vcpu in machine.vcpus] == [True] * smp
@@ -42,7 +42,7 @@ def test_a_cpu_that_was_not_started_does_nothing(tmp_path: Path) -> None:
 
 def test_sipi_without_init_is_lost_on_a_running_cpu(tmp_path: Path) -> None:
     again = f"mov dword [rbx + 0x300], {SIPI_8_OTHERS:#x}\nmov ecx, 100000\nspin: loop spin\n"
-    source = f"{START}{WAIT_FOR.format(count=1)}{again}movzx eax, word [0x7000]\n{EXIT}{COUNT_IN_REAL_MODE}"
+    source = f"{START}{WAIT_FOR.format(count=1)}{again}movzx eax, word [0x7800]\n{EXIT}{COUNT_IN_REAL_MODE}"
     assert run_smp(tmp_path, source)[0].status == 1
 
 
@@ -51,7 +51,7 @@ def test_init_stops_a_cpu_and_sipi_starts_it_again(end: str, tmp_path: Path) -> 
     again = f"mov dword [rbx + 0x300], {INIT_OTHERS:#x}\nmov dword [rbx + 0x300], {SIPI_8_OTHERS:#x}\n"
     second = WAIT_FOR.format(count=2).replace("until", "second")
     count = COUNT_IN_REAL_MODE.replace("hlt", end)
-    source = f"{START}{WAIT_FOR.format(count=1)}{again}{second}movzx eax, word [0x7000]\n{EXIT}{count}"
+    source = f"{START}{WAIT_FOR.format(count=1)}{again}{second}movzx eax, word [0x7800]\n{EXIT}{count}"
     assert run_smp(tmp_path, source)[0].status == 2
 
 
@@ -65,10 +65,10 @@ def test_init_takes_a_cpu_out_of_long_mode_and_its_roots_away(tmp_path: Path) ->
 
 def test_an_ipi_wakes_a_halted_cpu(tmp_path: Path) -> None:
     idt = gate(0x40)
-    main = f"until: pause\ncmp dword [0x7004], 1\njne until\nmov dword [rbx + 0x310], {1 << 24:#x}\n"
-    main += "mov dword [rbx + 0x300], 0x4040\ngot: pause\ncmp dword [0x7008], 1\njne got\nmov eax, 3\n"
-    other = f"other: lidt [0x200ff0]\nmov ebx, {APIC:#x}\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [0x7004], 1\n"
-    other += "sti\nhlt\nmov dword [0x7008], 1\njmp $\n"
+    main = f"until: pause\ncmp dword [0x7804], 1\njne until\nmov dword [rbx + 0x310], {1 << 24:#x}\n"
+    main += "mov dword [rbx + 0x300], 0x4040\ngot: pause\ncmp dword [0x7808], 1\njne got\nmov eax, 3\n"
+    other = f"other: lidt [0x200ff0]\nmov ebx, {APIC:#x}\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [0x7804], 1\n"
+    other += "sti\nhlt\nmov dword [0x7808], 1\njmp $\n"
     handler = "handler: mov dword [rbx + 0xb0], 0\niretq\n"
     outcome, machine = run_smp(tmp_path, f"{idt}{START}{main}{EXIT}{other}{handler}{LONG_MODE}")
     assert outcome.status == 3

@@ -32,13 +32,19 @@ MAX_FRUITLESS_FAULTS = 1000
 
 
 class NotifierRules:
-    """See the module. `open`: invalidations between start and end, by identity of the range."""
+    """See the module. `open`: invalidations between start and end, by identity of the range.
+
+    _range_of: the one that a task has opened. _begun: the open ones that kvm knows of: its callbacks take mmu_lock once
+    at the start and once at the end, at which other tasks may run.
+    """
 
     def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
         self.sanitizer = sanitizer
         self.shadow = shadow
         self.kvm = sanitizer.machine.kvm
         self.open: dict[int, MmuNotifierRange] = {}
+        self._range_of: dict[Task, MmuNotifierRange] = {}
+        self._begun: set[int] = set()
         self._released = False
         self._clock = 0
         self._sampled: dict[Task, tuple[int, int, Gfn]] = {}
@@ -72,10 +78,13 @@ class NotifierRules:
         if id(range_) in self.open:
             self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} starts again", "it has not ended")
         self.open[id(range_)] = range_
+        self._range_of[self._task()] = range_
 
     def _on_end(self, range_: MmuNotifierRange) -> None:
         if self.open.pop(id(range_), None) is None:
             self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} ends", "it has not started")
+        self._begun.discard(id(range_))
+        self._range_of.pop(self._task(), None)
         in_progress = self.kvm.mmu_invalidate_in_progress
         if not self.open and in_progress and self._registered():
             self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "no invalidation is open")
@@ -177,8 +186,8 @@ class NotifierRules:
             self.sanitizer.fail("I7", what, "the mm was released")
         vpn = vpn_of(self.kvm, gfn) or 0
         address = vpn << PAGE_SHIFT
-        for range_ in self.open.values():
-            if range_.start <= address < range_.end and self._has_begun():
+        for key, range_ in self.open.items():
+            if range_.start <= address < range_.end and key in self._begun:
                 self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
         sampled = self._sampled.get(self._task())
         if sampled is None or sampled[2] != gfn:
@@ -190,10 +199,6 @@ class NotifierRules:
         if seq != self.kvm.mmu_invalidate_seq:
             self.sanitizer.fail("I10", f"{what} with sequence {seq}", f"it is {self.kvm.mmu_invalidate_seq} by now")
 
-    def _has_begun(self) -> bool:
-        """An open range binds once its start has reached kvm."""
-        return self.kvm.mmu_invalidate_in_progress > 0
-
     def _on_page_fault(self, vcpu_id: int, rip: int, gva: int, error_code: int) -> None:
         fault = (rip, gva, error_code)
         fruitless = self._fruitless.get(vcpu_id, 0) + 1 if fault == self._fault.get(vcpu_id) else 0
@@ -204,6 +209,9 @@ class NotifierRules:
     def _on_lock_release(self, lock: Any) -> None:
         if lock is not self.kvm.mmu_lock:
             return
+        range_ = self._range_of.get(self._task())
+        if range_ is not None:
+            self._begun ^= {id(range_)}
         seq, in_progress = self.kvm.mmu_invalidate_seq, self.kvm.mmu_invalidate_in_progress
         if in_progress < 0:
             self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "it is a count")
