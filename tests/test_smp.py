@@ -10,56 +10,12 @@ from shadowvm.config import MIB, VCPU_HOST_MEMORY, MachineConfig
 from shadowvm.machine import Machine
 from shadowvm.trace.recorder import EventDigest
 from tests.guest_run import config_for, run_checked
-from tests.kvm.smp import LONG_MODE, START
-from tests.tiny import EXIT, write_tiny
-
-PASSES = 2
-TOUCH_TOGETHER = f"""{START}xor ebp, ebp
-jmp work
-other:
-work: mov r13d, {PASSES}
-pass: mov edi, 0x400000
-mov ecx, {{pages}}
-page: lock add dword [rdi], 1
-lea r8, [rdi + rbp * 8 + 64]
-add dword [r8], 1
-mov eax, r13d
-add eax, [r8]
-cmp eax, {PASSES + 1}
-jne bad
-add edi, 4096
-dec ecx
-jnz page
-dec r13d
-jnz pass
-lock inc dword [0x7804]
-test ebp, ebp
-jnz stop
-spin: pause
-cmp dword [0x7804], {{cpus}}
-jne spin
-mov edi, 0x400000
-mov ecx, {{pages}}
-check: cmp dword [rdi], {{total}}
-jne bad
-add edi, 4096
-dec ecx
-jnz check
-xor eax, eax
-{EXIT}
-bad: mov eax, 9
-{EXIT}
-stop: cli
-hlt
-{LONG_MODE}"""
-"""Every CPU adds 1 to each page, under lock, and to a word of its own in it, which it verifies."""
-
-Case = tuple[int, int]
+from tests.kvm.smp import touch_together
+from tests.tiny import write_tiny
 
 
 def config(directory: Path, cpus: int, pages: int, **more: object) -> MachineConfig:
-    source = TOUCH_TOGETHER.replace("{pages}", str(pages)).replace("{cpus}", str(cpus))
-    image = write_tiny(directory, source.replace("{total}", str(cpus * PASSES)))
+    image = write_tiny(directory, touch_together(cpus, pages))
     return config_for(image, smp=cpus, timeout_instructions=50_000_000, **more)
 
 

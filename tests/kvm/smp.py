@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shadowvm.machine import Machine, Outcome
 from tests.guest_run import config_for
-from tests.tiny import write_tiny
+from tests.tiny import EXIT, write_tiny
 
 APIC = 0xFEE0_0000
 INIT_OTHERS, SIPI_8_OTHERS = 0xC4500, 0xC4608
@@ -61,6 +61,53 @@ jmp rdi
 trampoline_end:
 """
 """A trampoline: every other CPU arrives in long mode at `other`, on a stack, with a number from 1 on in EBP."""
+
+
+_PASSES = 2
+_TOUCH_TOGETHER = f"""{START}xor ebp, ebp
+jmp work
+other:
+work: mov r13d, {_PASSES}
+pass: mov edi, 0x400000
+mov ecx, {{pages}}
+page: lock add dword [rdi], 1
+lea r8, [rdi + rbp * 8 + 64]
+add dword [r8], 1
+mov eax, r13d
+add eax, [r8]
+cmp eax, {_PASSES + 1}
+jne bad
+add edi, 4096
+dec ecx
+jnz page
+dec r13d
+jnz pass
+lock inc dword [0x7804]
+test ebp, ebp
+jnz stop
+spin: pause
+cmp dword [0x7804], {{cpus}}
+jne spin
+mov edi, 0x400000
+mov ecx, {{pages}}
+check: cmp dword [rdi], {{total}}
+jne bad
+add edi, 4096
+dec ecx
+jnz check
+xor eax, eax
+{EXIT}
+bad: mov eax, 9
+{EXIT}
+stop: cli
+hlt
+{LONG_MODE}"""
+
+
+def touch_together(cpus: int, pages: int) -> str:
+    """Every CPU adds 1 to each page, under lock, and to a word of its own in it, which it verifies. Exits with 0."""
+    source = _TOUCH_TOGETHER.replace("{pages}", str(pages)).replace("{cpus}", str(cpus))
+    return source.replace("{total}", str(cpus * _PASSES))
 
 
 def run_smp(directory: Path, source: str, smp: int = 2, **options: object) -> tuple[Outcome, Machine]:

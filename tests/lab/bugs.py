@@ -9,6 +9,7 @@ from shadowvm.kvm.mmu import guest_walker, page_fault, page_track, rmap, root, s
 from shadowvm.mm import fault, gup, page_alloc, pgtable, swap, vmscan
 from shadowvm.mm import rmap as mm_rmap
 from tests import tiny
+from tests.kvm.smp import touch_together
 from tests.lab.broken import Edit
 
 
@@ -20,6 +21,7 @@ class Guest(NamedTuple):
     source: str = ""
     race: str = ""
     seed: int = 0
+    smp: int = 1
 
 
 TOUCH = Guest("memtouch", "size=3M passes=2")
@@ -35,6 +37,8 @@ LARGE_PAGE = Guest("tiny", source=tiny.CLEAN_LARGE_PAGE)
 ALIASED = Guest("tiny", source=tiny.ALIASED_TABLE)
 REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE)
 ROOT_ZAPPED = Guest("tiny", source=tiny.ODD_STORE_TO_ROOT)
+TOGETHER = Guest("tiny", source=touch_together(2, 544), smp=2)
+TOGETHER_PREEMPTED = TOGETHER._replace(seed=4)
 
 
 class Bug(NamedTuple):
@@ -332,6 +336,16 @@ MMU_BUGS = [
         [(root._alloc_root, "vcpu.root_gfn, pack", "vcpu.root_gfn + (vcpu.root_gfn != 9), pack")],
         CHURN,
     ),
+]
+
+FIRST_ONLY: Edit = (vm.Kvm.flush_remote_tlbs, "in self.vcpus:", "in self.vcpus[:1]:")
+SMP_BUGS = [
+    Bug("flush reaches the first vCPU only", "I16", [FIRST_ONLY], TOGETHER),
+    Bug("flush reaches the first vCPU only", "I3", [FIRST_ONLY], TOGETHER, blind="I16"),
+    Bug("flush reaches the first vCPU only", "I4", [FIRST_ONLY], TOGETHER, blind="I16 I3"),
+    Bug("no retry", "I2 I3 I10", [NO_RETRY], TOGETHER_PREEMPTED),
+    Bug("sequence not moved at the end", "I10 I11", [(notifier.kvm_mmu_invalidate_end, "+= 1", "+= 0")], TOGETHER),
+    Bug("mmu_lock not taken by a fault", "lockdep", [(page_fault._map, "kvm.mmu_lock.acquire()", "pass")], TOGETHER),
 ]
 
 MM_BUGS = [

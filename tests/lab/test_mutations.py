@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from shadowvm.config import MIB
+from shadowvm.config import MIN_HOST_MEMORY, VCPU_HOST_MEMORY
 from shadowvm.kvm.notifier import KvmMmuNotifier
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
@@ -17,7 +17,7 @@ from shadowvm.mm.mm_struct import exit_mmap
 from tests.guest_run import Result, config_for, run_checked
 from tests.lab import bugs
 from tests.lab.broken import break_functions, replace_function
-from tests.lab.bugs import MM_BUGS, MMU_BUGS, NOTIFIER_BUGS, Bug, Guest
+from tests.lab.bugs import MM_BUGS, MMU_BUGS, NOTIFIER_BUGS, SMP_BUGS, Bug, Guest
 from tests.lab.race import PageoutRace
 from tests.tiny import write_tiny
 
@@ -27,7 +27,10 @@ GUESTS = [each for each in vars(bugs).values() if isinstance(each, Guest)]
 def run_guest(guest: Guest, directory: Path) -> Result:
     """Run in the smallest host."""
     name = write_tiny(directory, guest.source) if guest.source else guest.name
-    config = config_for(name, guest.append, host_memory=2 * MIB, seed=guest.seed, timeout_instructions=20_000_000)
+    least = MIN_HOST_MEMORY + VCPU_HOST_MEMORY * (guest.smp - 1)
+    config = config_for(
+        name, guest.append, host_memory=least, seed=guest.seed, smp=guest.smp, timeout_instructions=20_000_000
+    )
     return run_checked(config, _racer(guest.race))
 
 
@@ -58,7 +61,7 @@ def _name(bug: Bug) -> str:
     return f"{bug.name}{', blind for ' + bug.blind if bug.blind else ''} ({bug.guest.name} {bug.guest.race})"
 
 
-@pytest.mark.parametrize("bug", NOTIFIER_BUGS + MMU_BUGS + MM_BUGS, ids=_name)
+@pytest.mark.parametrize("bug", NOTIFIER_BUGS + MMU_BUGS + SMP_BUGS + MM_BUGS, ids=_name)
 def test_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     break_functions(monkeypatch, bug.edits)
     if bug.blind:
@@ -67,7 +70,7 @@ def test_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert verdict(result) in bug.laws.split(), result.report[:600] or result.outcome
 
 
-@pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: f"{guest.name} {guest.race or guest.seed}")
+@pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: f"{guest.name} {guest.race or guest.seed} {guest.smp}")
 def test_unbroken_run_is_clean(guest: Guest, tmp_path: Path) -> None:
     result = run_guest(guest, tmp_path)
     assert result.report == ""
