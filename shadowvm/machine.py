@@ -230,6 +230,7 @@ class Machine:
     def run(self) -> Outcome:
         """Run the guest until it ends. Swap errors and exhausted memory are outcomes."""
         results: list[KvmRun] = []
+        self.kvm.resume()
         for vcpu in self.vcpus:
             self.sched.spawn(f"CPU {vcpu.id}/KVM", partial(self._vcpu_thread, vcpu, results), vcpu=vcpu.id)
         try:
@@ -241,7 +242,7 @@ class Machine:
     def _vcpu_thread(self, vcpu: Vcpu, results: list[KvmRun]) -> None:
         """The first CPU that has something to say ends the run for all."""
         results.append(vcpu.run())
-        self.kvm.stop()
+        self.kvm.pause()
 
     def _idle(self) -> bool:
         """Every CPU sleeps: virtual time passes until a timer wakes one. If none ever will, all return from run()."""

@@ -1,7 +1,7 @@
 """Whether a vCPU runs, sleeps in HLT or waits for INIT and SIPI (KVM_MP_STATE_*, kvm_vcpu_block of kvm_main.c).
 
-A vCPU that does not run is a task that sleeps; what may concern it (an interrupt, INIT, SIPI, the end of the VM) wakes
-it by Vcpu.look_again() or Vcpu.make_request().
+A vCPU that does not run is a task that sleeps; what may concern it (an interrupt, INIT, SIPI, a pause) wakes it by
+Vcpu.look_again() or Vcpu.wake_up().
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def has_events(vcpu: Vcpu, irq: IrqState) -> bool:
 
 
 def kvm_vcpu_block(vcpu: Vcpu, irq: IrqState) -> bool:
-    """Sleep until the vCPU runs. False: the VM is over, or nothing will ever wake anybody."""
+    """Sleep until the vCPU runs. False: the VM is paused, or nothing will ever wake anybody."""
     while True:
         kvm_apic_accept_events(vcpu, irq)
         if vcpu.mp_state is MpState.HALTED and has_events(vcpu, irq):
@@ -77,6 +77,6 @@ def kvm_vcpu_block(vcpu: Vcpu, irq: IrqState) -> bool:
         irq.check = True
         if vcpu.mp_state is RUNNABLE:
             return True
-        if vcpu.kvm.dead or vcpu.kvm.all_asleep:
+        if vcpu.kvm.paused or vcpu.kvm.all_asleep:
             return False
         vcpu.sched.wait(vcpu)

@@ -28,7 +28,7 @@ from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
 from .msr import NATIVE, Msrs
 from .stats import VcpuStat
 from .turns import end_turn, grant_quantum, vcpu_load
-from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH, KVM_REQ_VM_DEAD
+from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_PAUSE, KVM_REQ_TLB_FLUSH
 
 if TYPE_CHECKING:
     from ..cpu.unicorn_engine import UnicornEngine
@@ -151,7 +151,7 @@ class Vcpu:
         self.task = self.sched.current
         while True:
             if self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
-                result: KvmRun | None = _over() if self.kvm.dead else exit_halted(self)
+                result: KvmRun | None = _paused() if self.kvm.paused else exit_halted(self)
             else:
                 result = vcpu_enter_guest(self)
             if result is not None:
@@ -240,7 +240,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
         sched.cond_resched()
     irq = vcpu.irq
     if (vcpu.requests or (irq is not None and irq.check)) and not _make_ready(vcpu, irq):
-        return _over() if vcpu.kvm.dead else None
+        return _paused() if vcpu.kvm.paused else None
     engine = vcpu.engine
     if vcpu.kvm.loaded is not vcpu:
         vcpu_load(vcpu)
@@ -264,8 +264,8 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     return handle_exit(vcpu, reason)
 
 
-def _over() -> KvmRun:
-    return KvmRun(ExitReason.INTR, "the VM is over")
+def _paused() -> KvmRun:
+    return KvmRun(ExitReason.INTR, "paused")
 
 
 def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:
@@ -273,7 +273,7 @@ def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:
     while True:
         if vcpu.requests:
             vcpu.service_requests()
-            if vcpu.requests & KVM_REQ_VM_DEAD:
+            if vcpu.requests & KVM_REQ_PAUSE:
                 return False
         if irq is None or not irq.check:
             return True

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KVM_REQ_TLB_FLUSH = 1 << 0
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 1
-KVM_REQ_VM_DEAD = 1 << 2
+KVM_REQ_PAUSE = 1 << 2
 
 
 class Kvm:
@@ -35,14 +35,14 @@ class Kvm:
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
     shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
-    turns: how long each of them may execute. dead: no vCPU is to run any more. all_asleep: nothing will ever wake one.
+    turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
+    one.
     """
 
     __slots__ = (
         "active_mmu_pages",
         "all_asleep",
         "cpu_model",
-        "dead",
         "elsewhere",
         "link_generation",
         "loaded",
@@ -57,6 +57,7 @@ class Kvm:
         "n_max_mmu_pages",
         "notifier",
         "page_hash",
+        "paused",
         "q",
         "sp_by_pfn",
         "stat",
@@ -70,7 +71,7 @@ class Kvm:
         self.turns = turns or Turns()
         self.loaded: Vcpu | None = None
         self.elsewhere = 0
-        self.dead = self.all_asleep = False
+        self.paused = self.all_asleep = False
         self.q = mm.host.ram.q
         self.memslots = MemSlots()
         self.vcpus: list[Vcpu] = []
@@ -108,12 +109,18 @@ class Kvm:
         loaded = self.loaded
         return self.elsewhere if loaded is None else self.elsewhere + loaded.engine.instructions
 
-    def stop(self) -> None:
-        """kvm_vm_dead(): every vCPU returns from run() before its next entry."""
-        self.dead = True
+    def pause(self) -> None:
+        """Every vCPU returns from run() before its next entry, with INTR (QEMU's pause_all_vcpus)."""
+        self.paused = True
         for vcpu in self.vcpus:
-            vcpu.requests |= KVM_REQ_VM_DEAD
+            vcpu.requests |= KVM_REQ_PAUSE
             vcpu.wake_up()
+
+    def resume(self) -> None:
+        """vCPUs may run again, those that slept for good too."""
+        self.paused = self.all_asleep = False
+        for vcpu in self.vcpus:
+            vcpu.requests &= ~KVM_REQ_PAUSE
 
     def flush_remote_tlbs(self) -> None:
         """kvm_flush_remote_tlbs(): every vCPU flushes before it runs another guest instruction.
