@@ -37,6 +37,7 @@ from .testdev import (
     ShutdownPort,
     TestDevice,
 )
+from .vga import CRTC_INDEX, CRTC_PORTS, VGA_STATUS, Vga
 
 _BIOS_PORTS = (
     *((0x20, 0x11), (0x21, 0x08), (0x21, 0x04), (0x21, 0x01), (0x21, 0xB8)),
@@ -104,6 +105,7 @@ class Pc:
         self.acpi_pm = AcpiPm(self.clock, hooks.power_off)
         self.test_device = TestDevice(self.lines, hooks.flush_page)
         self.shutdown_port = ShutdownPort(hooks.power_off)
+        self.vga = Vga()
         self._power_on = self.state()
 
     def gsi(self, number: int) -> IrqLine:
@@ -126,6 +128,8 @@ class Pc:
         ports.register(self.shutdown_port, SHUTDOWN_PORT, 1, byte_wide=True)
         ports.register(self.acpi_pm, PM_BASE, PM_PORTS)
         ports.register(self.fw_cfg, FW_CFG_PORT, FW_CFG_PORTS)
+        ports.register(self.vga, CRTC_INDEX, CRTC_PORTS, byte_wide=True)
+        ports.register(self.vga, VGA_STATUS, 1, byte_wide=True)
         mmio.register(self.ioapic, IOAPIC_BASE, IOAPIC_SIZE)
         mmio.register(self.test_device, TESTDEV_IORAM, TESTDEV_IORAM_SIZE)
 
@@ -165,6 +169,7 @@ class Pc:
             "acpi_pm": self.acpi_pm,
             "test_device": self.test_device,
             "shutdown_port": self.shutdown_port,
+            "vga": self.vga,
         }
 
     def state(self) -> dict[str, Any]:
