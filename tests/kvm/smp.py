@@ -28,6 +28,8 @@ bits 16
 cli
 xor ax, ax
 mov ds, ax
+mov eax, cr0
+mov [0x7820], eax
 o32 lgdt [0x8000 + gdt_pointer - trampoline]
 mov eax, 0xa0
 mov cr4, eax
@@ -60,7 +62,8 @@ mov rdi, other
 jmp rdi
 trampoline_end:
 """
-"""A trampoline: every other CPU arrives in long mode at `other`, on a stack, with a number from 1 on in EBP."""
+"""A trampoline: every other CPU arrives in long mode at `other`, on a stack, with a number from 1 on in EBP. What CR0
+was at the start is at 0x7820."""
 
 
 _PASSES = 2

@@ -56,11 +56,19 @@ def test_init_stops_a_cpu_and_sipi_starts_it_again(end: str, tmp_path: Path) -> 
 
 
 def test_init_takes_a_cpu_out_of_long_mode_and_its_roots_away(tmp_path: Path) -> None:
-    loop = "other: cmp ebp, 2\nje done\njmp $\ndone: mov eax, 5\n"
+    loop = "other: cmp ebp, 2\nje done\njmp $\ndone: mov eax, [0x7820]\n"
     again = f"mov dword [rbx + 0x300], {INIT_OTHERS:#x}\nmov dword [rbx + 0x300], {SIPI_8_OTHERS:#x}\n"
     source = f"{START}{WAIT_FOR.format(count=1)}{again}jmp $\n{loop}{EXIT}{LONG_MODE}"
     outcome, _ = run_smp(tmp_path, source)
-    assert outcome.status == 5
+    assert outcome.status == 0x10
+
+
+def test_init_of_the_boot_cpu_starts_it_at_the_reset_vector(tmp_path: Path) -> None:
+    init_self = f"mov ebx, {APIC:#x}\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [rbx + 0x300], 0x44500\njmp $\n"
+    outcome, machine = run_smp(tmp_path, init_self, 1)
+    assert outcome.reason is Reason.UNBACKED_MEMORY
+    assert "gva 0xfffffff0" in outcome.text
+    assert machine.vcpu.engine.cr0 & 0x80000001 == 0
 
 
 def test_an_ipi_wakes_a_halted_cpu(tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_turns_have_the_length_that_was_asked_for(monkeypatch: pytest.MonkeyPatc
     assert {count % 500 for count in ends} == {0}
 
 
+def test_the_limit_is_for_all_cpus_together(tmp_path: Path) -> None:
+    source = f"{START}jmp $\nother: jmp $\n{LONG_MODE}"
+    outcome, machine = run_smp(tmp_path, source, 4, quantum=(100, 100), timeout_instructions=5000)
+    assert outcome.status == 124
+    assert machine.instructions == 5000
+
+
 def test_lengths_are_drawn_with_the_seed() -> None:
     def drawn(seed: int) -> list[int]:
         lengths = Turns(10, 99, seed)
