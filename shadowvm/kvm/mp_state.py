@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from ..x86 import RFLAGS_IF
 from .exit import ExitReason, KvmRun
-from .mmu.root import kvm_mmu_free_roots
 
 if TYPE_CHECKING:
     from .irq import IrqState
@@ -50,11 +49,11 @@ def kvm_apic_accept_events(vcpu: Vcpu, irq: IrqState) -> None:
 
 
 def kvm_vcpu_reset(vcpu: Vcpu, irq: IrqState) -> None:
-    """What INIT does to the CPU itself (SDM vol. 3, table 9-1). Its local APIC has done its own part."""
+    """What INIT does to the CPU itself (SDM vol. 3, table 9-1). Its local APIC has done its own part, and its roots go
+    at the next access, which finds paging off."""
     vcpu.event = None
     irq.queued, irq.nmi = None, False
     vcpu.engine.init_reset(warm=True)
-    kvm_mmu_free_roots(vcpu)
 
 
 def has_events(vcpu: Vcpu, irq: IrqState) -> bool:

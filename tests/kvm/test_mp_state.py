@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from shadowvm.machine import Reason
+from shadowvm.cpu.engine import Event, EventKind
+from shadowvm.kvm.mp_state import kvm_vcpu_reset
+from shadowvm.machine import Machine, Reason
+from tests.guest_run import config_for
 from tests.kvm.smp import APIC, INIT_OTHERS, LONG_MODE, SIPI_8_OTHERS, START, run_smp
-from tests.tiny import EXIT, gate
+from tests.tiny import EXIT, gate, write_tiny
 
 COUNT_IN_REAL_MODE = """
 trampoline:
@@ -82,6 +85,30 @@ def test_an_ipi_wakes_a_halted_cpu(tmp_path: Path) -> None:
     assert outcome.status == 3
     assert machine.vcpus[1].stat.irq_injections == 1
     assert machine.vcpus[1].stat.halt_exits == 1
+
+
+def test_init_forgets_what_was_to_be_delivered(tmp_path: Path) -> None:
+    """A vector that waited for IF is neither delivered after INIT nor taken for one in service."""
+    ipi = "mov dword [rbx + 0x310], 0x1000000\nmov dword [rbx + 0x300], {:#x}\n"
+    again = ipi.format(0x4080) + "mov ecx, 50000\nspin: loop spin\n" + ipi.format(0x4500) + ipi.format(0x4608)
+    main = f"{WAIT_FOR.format(count=1)}{again}until2: pause\ncmp dword [0x7804], 1\njne until2\n{ipi.format(0x4040)}"
+    main += "got: pause\ncmp dword [0x7808], 0\nje got\nmov eax, [0x7808]\n"
+    other = f"other: lidt [0x200ff0]\nmov ebx, {APIC:#x}\nmov dword [rbx + 0xf0], 0x1ff\ncmp ebp, 2\nje second\n"
+    other += "jmp $\nsecond: mov dword [0x7804], 1\nsti\njmp $\n"
+    handlers = "handler: mov dword [0x7808], 9\niretq\nlower: mov dword [0x7808], 3\niretq\n"
+    idt = f"{gate(0x80)}{gate(0x40).replace('handler', 'lower')}"
+    outcome, _ = run_smp(tmp_path, f"{idt}{START}{main}{EXIT}{other}{handlers}{LONG_MODE}")
+    assert outcome.status == 3
+
+
+def test_init_drops_an_exception_that_waits_for_the_entry(tmp_path: Path) -> None:
+    machine = Machine(config_for(write_tiny(tmp_path, f"mov eax, 1\n{EXIT}")), lambda byte: None)
+    vcpu, irq = machine.vcpu, machine.vcpu.irq
+    assert irq is not None
+    vcpu.event, irq.nmi, irq.queued = Event(EventKind.EXCEPTION, 6), True, 0x80
+    kvm_vcpu_reset(vcpu, irq)
+    assert (vcpu.event, irq.nmi, irq.queued) == (None, False, None)
+    machine.close()
 
 
 def test_when_every_cpu_halts_for_good_the_run_ends(tmp_path: Path) -> None:
