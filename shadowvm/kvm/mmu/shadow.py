@@ -168,9 +168,10 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     _unhash(kvm, sp)
     sp.invalid = True
     if sp.root_count:
-        # It is on no list whose commit would flush; what hung below it is gone all the same (I16).
-        kvm.flush_remote_tlbs()
+        # It is on no list whose commit would flush; what hung below it is gone all the same (I16). The request comes
+        # first: at the flush another vCPU may run, and must not enter with this root.
         kvm.request_free_obsolete_roots()
+        kvm.flush_remote_tlbs()
         return False
     invalid_list.append(sp)
     return True
