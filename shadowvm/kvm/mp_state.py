@@ -73,7 +73,6 @@ def kvm_vcpu_block(vcpu: Vcpu, irq: IrqState) -> bool:
         kvm_apic_accept_events(vcpu, irq)
         if vcpu.mp_state is MpState.HALTED and has_events(vcpu, irq):
             vcpu.mp_state = RUNNABLE
-        irq.check = True
         if vcpu.mp_state is RUNNABLE:
             return True
         if vcpu.kvm.paused or vcpu.kvm.all_asleep:

@@ -87,6 +87,20 @@ def test_an_ipi_wakes_a_halted_cpu(tmp_path: Path) -> None:
     assert machine.vcpus[1].stat.halt_exits == 1
 
 
+def test_without_if_an_nmi_alone_wakes_a_halted_cpu(tmp_path: Path) -> None:
+    ipi = "mov dword [rbx + 0x310], 0x1000000\nmov dword [rbx + 0x300], {:#x}\n"
+    main = f"{WAIT_FOR.format(count=1)}until2: pause\ncmp dword [0x7804], 1\njne until2\n{ipi.format(0x4040)}"
+    main += "mov ecx, 50000\nspin: loop spin\nmov r12d, [0x7808]\n" + ipi.format(0x4400)
+    main += "got: pause\ncmp dword [0x7808], 0\nje got\nmov eax, [0x7808]\nshl r12d, 4\nor eax, r12d\n"
+    other = f"other: lidt [0x200ff0]\nmov ebx, {APIC:#x}\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [0x7804], 1\n"
+    other += "cli\nhlt\nmov eax, [0x780c]\nadd eax, 4\nmov [0x7808], eax\njmp $\n"
+    handlers = "handler: mov dword [0x780c], 8\niretq\nnmi: mov dword [0x780c], 3\niretq\n"
+    idt = f"{gate(0x40)}{gate(2).replace('handler', 'nmi')}"
+    outcome, machine = run_smp(tmp_path, f"{idt}{START}{main}{EXIT}{other}{handlers}{LONG_MODE}")
+    assert outcome.status == 7
+    assert machine.vcpus[1].stat.nmi_injections == 1
+
+
 def test_init_forgets_what_was_to_be_delivered(tmp_path: Path) -> None:
     """A vector that waited for IF is neither delivered after INIT nor taken for one in service."""
     ipi = "mov dword [rbx + 0x310], 0x1000000\nmov dword [rbx + 0x300], {:#x}\n"
