@@ -80,3 +80,19 @@ def test_interrupts_and_reclaim_go_together(tmp_path: Path) -> None:
     outcome, machine = run(tmp_path, source, host_memory=4 << 20)
     assert outcome.status == 0
     assert machine.host.vmstat.pswpin > 0
+
+
+def test_a_timer_that_is_armed_by_an_msr_fires_on_time(tmp_path: Path) -> None:
+    """The budget of the stretch that runs was granted before."""
+    arm = f"{gate(0x40)}mov ebx, 0xfee00000\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [rbx + 0x320], 0x40040\nsti\n"
+    arm += "rdtsc\nadd eax, 5000\nadc edx, 0\nmov ecx, 0x6e0\nwrmsr\n"
+    spin = "xor ecx, ecx\nspin: inc ecx\ntest r14d, r14d\njz spin\nshr ecx, 9\nmov eax, ecx\n"
+    handler = "handler: inc r14d\niretq\n"
+    assert run(tmp_path, f"{arm}{spin}{EXIT}{handler}")[0].status == 3
+
+
+def test_an_interrupt_that_a_port_raises_comes_before_the_next_but_one_instruction(tmp_path: Path) -> None:
+    init = TICKS.replace("mov al, 0xfe\n", "mov al, 0xf7\n")
+    raise_irq3 = "mov dx, 0x2003\nmov al, 1\nsti\nnop\nout dx, al\nnop\nmov eax, r14d\n"
+    source = f"{gate(0x23)}{init}{raise_irq3}{EXIT}handler: inc r14d\niretq\n"
+    assert run(tmp_path, source)[0].status == 1
