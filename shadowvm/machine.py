@@ -20,7 +20,6 @@ from .boot.load import load_image
 from .boot.memmap import memory_layout
 from .config import MachineConfig
 from .cpu.layout import RBX, RDI
-from .cpu.smp import share_code
 from .cpu.unicorn_engine import UnicornEngine
 from .devices.bus import MmioBus, PortBus
 from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
@@ -109,8 +108,6 @@ class Machine:
                 self.pc.fw_cfg.add(key, value)
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
-            if config.smp > 1:
-                share_code([vcpu.engine for vcpu in self.vcpus])
             self.sched.idle = self._idle
             undo.pop_all()
 

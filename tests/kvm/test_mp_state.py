@@ -55,7 +55,9 @@ def test_init_stops_a_cpu_and_sipi_starts_it_again(end: str, tmp_path: Path) -> 
     second = WAIT_FOR.format(count=2).replace("until", "second")
     count = COUNT_IN_REAL_MODE.replace("hlt", end)
     source = f"{START}{WAIT_FOR.format(count=1)}{again}{second}movzx eax, word [0x7800]\n{EXIT}{count}"
-    assert run_smp(tmp_path, source)[0].status == 2
+    outcome, machine = run_smp(tmp_path, source)
+    assert outcome.status == 2
+    assert machine.instructions < 500_000, "the other CPU stops with the first"
 
 
 def test_init_takes_a_cpu_out_of_long_mode_and_its_roots_away(tmp_path: Path) -> None:
