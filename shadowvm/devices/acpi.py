@@ -2,6 +2,9 @@
 
 RSDP, RSDT, XSDT, FADT, FACS, MADT, and a DSDT that says no more than how to switch off. Interrupt routing as QEMU's:
 IRQ 0 is pin 2 of the IOAPIC; 5, 9, 10 and 11 are active-high and level-triggered; LINT1 is NMI.
+
+A loader puts them into memory with acpi_tables(); firmware gets them as files, with a script that says how to place
+them (hw/acpi/bios-linker-loader.c of QEMU), from acpi_files().
 """
 
 from __future__ import annotations
@@ -27,6 +30,8 @@ _ACTIVE_HIGH_LEVEL = 0x0D
 _FADT_FLAGS = 1 << 0 | 1 << 2 | 1 << 5 | 1 << 10  # WBINVD, C1, sleep button by method, reset register
 _BOOT_ARCH = 1 << 0 | 1 << 1  # ISA devices, 8042
 _IO_SPACE = 1
+_CHECKSUM_AT = 9
+_FACS_ALIGN, _RSDP_ALIGN = 64, 16
 _NO_C_STATE = 0x0FFF
 
 
@@ -40,7 +45,7 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
         "<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, _OEM_ID, _OEM_TABLE, 1, _CREATOR, 1
     )
     table = bytearray(header + body)
-    table[9] = _checksum(table)
+    table[_CHECKSUM_AT] = _checksum(table)
     return bytes(table)
 
 
@@ -104,7 +109,7 @@ def acpi_tables(cpus: int, base: Gpa, rsdp: Gpa = RSDP_GPA) -> list[tuple[Gpa, b
         nonlocal end
         gpa = end
         placed.append((gpa, data))
-        end = Gpa(gpa + (len(data) + 63 & ~63))
+        end = Gpa(gpa + (len(data) + _FACS_ALIGN - 1 & -_FACS_ALIGN))
         return gpa
 
     facs = place(_facs())
@@ -114,3 +119,50 @@ def acpi_tables(cpus: int, base: Gpa, rsdp: Gpa = RSDP_GPA) -> list[tuple[Gpa, b
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(tables)}Q", *tables)))
     assert end - base <= ACPI_TABLES_SIZE
     return [(rsdp, _rsdp(rsdt, xsdt)), *placed]
+
+
+RSDP_FILE, TABLES_FILE, LOADER_FILE = "etc/acpi/rsdp", "etc/acpi/tables", "etc/table-loader"
+_ALLOCATE, _ADD_POINTER, _ADD_CHECKSUM = 1, 2, 3
+_ZONE_HIGH, _ZONE_BIOS = 1, 2
+_COMMAND_SIZE = 128
+_RSDP_POINTERS = ((16, 4), (24, 8))
+_FADT_POINTERS = ((36, 4), (40, 4), (140, 8))
+
+
+def acpi_files(cpus: int) -> dict[str, bytes]:
+    """The same tables as files of fw_cfg: pointers are offsets into TABLES_FILE until the firmware has moved them."""
+    (_, rsdp), *tables = acpi_tables(cpus, Gpa(0), Gpa(0))
+    script = [_allocate(RSDP_FILE, _RSDP_ALIGN, _ZONE_BIOS), _allocate(TABLES_FILE, _FACS_ALIGN, _ZONE_HIGH)]
+    blob = bytearray()
+    for offset, table in tables:
+        blob[offset:] = bytes(offset - len(blob)) + table
+        if pointers := _pointers(table):
+            script += [_add_pointer(TABLES_FILE, offset + at, size) for at, size in pointers]
+            script.append(_add_checksum(TABLES_FILE, offset + _CHECKSUM_AT, offset, len(table)))
+    script += [_add_pointer(RSDP_FILE, at, size) for at, size in _RSDP_POINTERS]
+    script += [_add_checksum(RSDP_FILE, 8, 0, 20), _add_checksum(RSDP_FILE, 32, 0, 36)]
+    return {RSDP_FILE: rsdp, TABLES_FILE: bytes(blob), LOADER_FILE: b"".join(script)}
+
+
+def _pointers(table: bytes) -> list[tuple[int, int]]:
+    """(offset, size) of each pointer to another table."""
+    size = {b"RSDT": 4, b"XSDT": 8}.get(table[:4])
+    if size is not None:
+        return [(at, size) for at in range(36, len(table), size)]
+    return list(_FADT_POINTERS) if table[:4] == b"FACP" else []
+
+
+def _command(kind: int, fmt: str, *values: object) -> bytes:
+    return struct.pack(f"<I{fmt}", kind, *values).ljust(_COMMAND_SIZE, b"\0")
+
+
+def _allocate(file: str, align: int, zone: int) -> bytes:
+    return _command(_ALLOCATE, "56sIB", file.encode(), align, zone)
+
+
+def _add_pointer(file: str, offset: int, size: int) -> bytes:
+    return _command(_ADD_POINTER, "56s56sIB", file.encode(), TABLES_FILE.encode(), offset, size)
+
+
+def _add_checksum(file: str, offset: int, start: int, length: int) -> bytes:
+    return _command(_ADD_CHECKSUM, "56sIII", file.encode(), offset, start, length)

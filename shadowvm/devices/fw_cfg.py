@@ -84,9 +84,9 @@ class FwCfg:
         self.items[FW_CFG_FILE_DIR] = struct.pack(">I", len(entries)) + b"".join(entries)
 
     def port_read(self, port: int, size: int) -> int:
-        """A byte of the item, at either port as on QEMU; there is nothing wider."""
+        """A byte of the item, at either port as on QEMU; wider reads give 0 and take nothing."""
         if size != 1:
-            return (1 << 8 * size) - 1
+            return 0
         data = self.items.get(self.key, b"")
         value = data[self.offset] if self.offset < len(data) else 0
         self.offset += 1

@@ -16,10 +16,11 @@ from typing import Any
 
 from ..addr import Gpa
 from .a20 import PORT_92, RESET_CONTROL, A20Gate, Port92, ResetControl
+from .acpi import acpi_files
 from .acpi_pm import PM_BASE, PM_PORTS, AcpiPm
 from .bus import MmioBus, PortBus, PortDevice
 from .clock import VirtualClock
-from .fw_cfg import FW_CFG_PORT, FW_CFG_PORTS, FwCfg
+from .fw_cfg import E820_RAM, FW_CFG_PORT, FW_CFG_PORTS, FwCfg, e820_table
 from .i8042 import I8042, I8042_COMMAND, I8042_DATA
 from .ioapic import IOAPIC_BASE, IOAPIC_SIZE, Ioapic
 from .irq import NR_GSIS, IrqLine, pc_irq_lines
@@ -74,6 +75,16 @@ class PcConfig:
     maxphyaddr: int = 40
 
 
+def _fw_cfg(config: PcConfig) -> FwCfg:
+    """What firmware asks for before anything else: memory, CPUs, ACPI tables."""
+    fw_cfg = FwCfg(config.below_4g + config.above_4g, config.cpus, config.cpus)
+    memory = ((0, config.below_4g), (1 << 32, config.above_4g))
+    fw_cfg.add_file("etc/e820", e820_table((base, size, E820_RAM) for base, size in memory if size))
+    for name, data in acpi_files(config.cpus).items():
+        fw_cfg.add_file(name, data)
+    return fw_cfg
+
+
 class Pc:
     """See the module. `source` counts the instructions retired."""
 
@@ -97,7 +108,7 @@ class Pc:
         self.pit = Pit(self.clock, self.lines[0])
         self.rtc = Rtc(self.clock, self.lines[8])
         self.rtc.set_machine(config.below_4g, config.above_4g, config.cpus)
-        self.fw_cfg = FwCfg(config.below_4g + config.above_4g, config.cpus, config.cpus)
+        self.fw_cfg = _fw_cfg(config)
         self.a20 = A20Gate(hooks.a20)
         self.port_92 = Port92(self.a20, hooks.reset)
         self.reset_control = ResetControl(hooks.reset)

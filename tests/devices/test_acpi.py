@@ -8,7 +8,15 @@ import subprocess
 import pytest
 
 from shadowvm.addr import Gpa
-from shadowvm.devices.acpi import ACPI_TABLES_SIZE, MAX_CPUS, acpi_tables
+from shadowvm.devices.acpi import (
+    ACPI_TABLES_SIZE,
+    LOADER_FILE,
+    MAX_CPUS,
+    RSDP_FILE,
+    TABLES_FILE,
+    acpi_files,
+    acpi_tables,
+)
 
 BASE = Gpa(0xFE000)
 
@@ -107,3 +115,38 @@ def test_the_reference_disassembler_accepts_them(memory, tmp_path):
         assert not re.search("warning|error|invalid", output, re.IGNORECASE), output
         source = path.with_suffix(".dsl").read_text()
         assert data[:4] != b"DSDT" or "Name (_S5, Package (0x04)" in source
+
+
+def follow(script, files, places):
+    """Firmware's part: the files as they lie in memory when the script has been obeyed."""
+    memory = {}
+    for at in range(0, len(script), 128):
+        kind, *_ = struct.unpack_from("<I", script, at)
+        if kind == 1:
+            name, align, zone = struct.unpack_from("<56sIB", script, at + 4)
+            name = name.rstrip(b"\0").decode()
+            assert places[name] % align == 0
+            assert zone == (2 if name == RSDP_FILE else 1)
+            memory[name] = bytearray(files[name])
+        elif kind == 2:
+            one, other, offset, size = struct.unpack_from("<56s56sIB", script, at + 4)
+            data = memory[one.rstrip(b"\0").decode()]
+            pointer = int.from_bytes(data[offset : offset + size], "little") + places[other.rstrip(b"\0").decode()]
+            data[offset : offset + size] = pointer.to_bytes(size, "little")
+        else:
+            assert kind == 3
+            name, offset, start, length = struct.unpack_from("<56sIII", script, at + 4)
+            data = memory[name.rstrip(b"\0").decode()]
+            data[offset] = (data[offset] - sum(data[start : start + length])) % 256
+    return memory
+
+
+@pytest.mark.parametrize("cpus", [1, 16])
+def test_firmware_that_follows_the_script_has_the_same_tables(cpus):
+    files = acpi_files(cpus)
+    places = {RSDP_FILE: 0xF5000, TABLES_FILE: BASE}
+    memory = follow(files[LOADER_FILE], files, places)
+    (rsdp_at, rsdp), *tables = acpi_tables(cpus, BASE)
+    assert (rsdp_at, memory[RSDP_FILE]) == (places[RSDP_FILE], rsdp)
+    for gpa, data in tables:
+        assert memory[TABLES_FILE][gpa - BASE : gpa - BASE + len(data)] == data, data[:4]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 
+from shadowvm.devices.acpi import acpi_files
 from shadowvm.devices.bus import MmioBus, PortBus
 from shadowvm.devices.pc import Pc, PcConfig, PcHooks
 
@@ -117,6 +119,26 @@ def test_firmware_finds_memory_and_cpus():
     assert int.from_bytes(size, "little") == 4 << 30
     board.out(0x70, 0x5F)
     assert board.ports.read(0x71, 1) == 2
+
+
+def read_file(board, name):
+    """A file of fw_cfg, as firmware finds it."""
+    board.out(0x510, 0x19, size=2)
+    read = lambda size: bytes(board.ports.read(0x511, 1) for _ in range(size))  # noqa: E731
+    for _ in range(int.from_bytes(read(4), "big")):
+        entry = read(64)
+        if entry[8:].rstrip(b"\0") == name:
+            board.out(0x510, int.from_bytes(entry[4:6], "big"), size=2)
+            return read(int.from_bytes(entry[:4], "big"))
+    raise LookupError(name)
+
+
+def test_firmware_finds_the_map_and_acpi_tables():
+    assert read_file(Board(), b"etc/e820") == struct.pack("<QQI", 0, 64 << 20, 1)
+    board = Board(cpus=3, below_4g=3 << 30, above_4g=1 << 30)
+    assert read_file(board, b"etc/e820") == struct.pack("<QQIQQI", 0, 3 << 30, 1, 4 << 30, 1 << 30, 1)
+    for name, data in acpi_files(3).items():
+        assert read_file(board, name.encode()) == data
 
 
 def test_features_reach_the_local_apics():
