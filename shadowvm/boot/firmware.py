@@ -3,12 +3,14 @@
 The image ends at 4 GiB, read-only, and its last 128 KiB are also in memory below 1 MiB, as on a PC. A kernel (an ELF64)
 lies in memory already when the firmware starts; the firmware learns of it through fw_cfg, by the keys that QEMU uses
 for PVH kernels (hw/i386/x86.c), so that one firmware serves both: where it lies, its entry, its command line, the
-first 8 KiB of its file, and the initrd.
+first 8 KiB of its file, and the initrd. Memory is empty but for these: tables of the platform are the firmware's to
+make, from what fw_cfg has.
 """
 
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from ..addr import Gpa
@@ -41,6 +43,7 @@ _HEADER_SIZE = 8192
 
 def load_firmware(path: str, kernel: str | None, options: BootOptions) -> BootImage:
     """The image of -bios, with a kernel or alone. ConfigError: it is no firmware, or the kernel does not go with it."""
+    options = replace(options, extra=())
     data = read_file(_find(path), _MAX_SIZE, "-bios")
     if not data or len(data) % _BLOCK:
         raise ConfigError(f"-bios: {path}: {len(data)} bytes are not a multiple of 64 KiB, as firmware is")
@@ -48,10 +51,8 @@ def load_firmware(path: str, kernel: str | None, options: BootOptions) -> BootIm
         raise ConfigError(f"-bios: {path}: an ELF image, not firmware; give it as the kernel")
     low = data[-_LOW_COPY:]
     copy = Segment(Gpa(HIGH_MEMORY - len(low)), low, len(low))
-    # The firmware has the last word below 1 MiB: tables there are its own business.
-    extra = [each for each in options.extra_segments if each.end <= copy.gpa or each.gpa >= copy.end]
     rom = Segment(Gpa(_FOUR_GIB - len(data)), data, len(data))
-    segments, fw_cfg = [copy, *extra], dict[int, bytes]()
+    segments, fw_cfg = [copy], dict[int, bytes]()
     if kernel is not None:
         more, fw_cfg = _kernel(kernel, copy, options)
         segments += more
@@ -98,8 +99,8 @@ def _initrd(kernel_end: int, options: BootOptions) -> dict[int, bytes]:
     """The file of -initrd, which the firmware copies to the end of low memory."""
     if not options.initrd:
         return {}
-    data = read_file(options.initrd, options.low_end, "-initrd")
-    address = options.low_end - len(data) & -4096
+    data = read_file(options.initrd, options.initrd_end, "-initrd")
+    address = options.initrd_end - len(data) & -4096
     if address < max(kernel_end, HIGH_MEMORY):
         raise ConfigError(f"-initrd: {options.initrd}: no room behind the kernel; give more with -m")
     return {

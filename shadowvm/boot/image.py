@@ -6,6 +6,7 @@ files are read up to a limit, and pieces of one image may not overlap, leave gue
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gpa
 from ..errors import ConfigError
-from .memmap import MemoryMapEntry, memory_layout, memory_map
+from .memmap import HIGH_MEMORY, MemoryMapEntry, acpi_base, initrd_end, memory_layout, memory_map
 
 _FILE_SLACK = 64 << 20
 """A file may be larger than guest memory by this much: symbols and debug information are not loaded."""
@@ -47,6 +48,12 @@ class Kernel(NamedTuple):
         return max(each.end for each in self.segments)
 
 
+PROTECTED_MODE_GDT = struct.pack(
+    "<5Q", 0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF, 0x00009B000000FFFF, 0x000093000000FFFF
+)
+"""For ProtectedModeStart: 0x08 code, 0x10 data, 0x18 and 0x20 the same of 16 bits, as in QEMU's option ROMs."""
+
+
 @dataclass(frozen=True)
 class LongModeStart:
     """64-bit mode over the tables of pvh.py; RBX = RDI = start_info."""
@@ -57,13 +64,17 @@ class LongModeStart:
 
 @dataclass(frozen=True)
 class ProtectedModeStart:
-    """Multiboot 1, section 3.2: 32-bit, no paging, flat segments CS 0x08, others 0x10; A20 on; IF = 0; CR0 0x11."""
+    """Multiboot 1, section 3.2: 32-bit, no paging, flat segments CS 0x08, others 0x10; A20 on; IF = 0; CR0 0x11.
+
+    esp: end of a small stack, as QEMU's loaders leave one.
+    """
 
     entry: Gpa
     eax: int
     ebx: int
     gdt_base: Gpa
     gdt_limit: int
+    esp: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,8 @@ class BootImage(NamedTuple):
 class BootOptions:
     """What a loader knows of the machine. memory: bytes, a multiple of the page size. append and initrd: as given by
     the user. extra: tables of the platform that have their place in guest memory. rsdp: where ACPI's root pointer is
-    among them, 0 for none. map: None for the plain one of memmap.py.
+    among them, 0 for none. map: None for the plain one of memmap.py. load_address: where an image without headers
+    belongs; None when the image itself says it.
     """
 
     memory: int
@@ -101,6 +113,7 @@ class BootOptions:
     extra: tuple[tuple[Gpa, bytes], ...] = ()
     rsdp: int = 0
     map: tuple[MemoryMapEntry, ...] | None = None
+    load_address: int | None = None
 
     @property
     def memory_map(self) -> Sequence[MemoryMapEntry]:
@@ -117,6 +130,17 @@ class BootOptions:
     def low_end(self) -> int:
         """End of the memory that begins at 0."""
         return self.ranges[0][1]
+
+    @property
+    def free_end(self) -> int:
+        """End of what is free of the memory that begins at 0: below the ACPI tables, or all of it."""
+        tables = acpi_base(self.memory)
+        return tables if tables >= HIGH_MEMORY else self.low_end
+
+    @property
+    def initrd_end(self) -> int:
+        """Where an initrd ends at the latest."""
+        return initrd_end(self.memory)
 
     @property
     def extra_segments(self) -> list[Segment]:

@@ -15,6 +15,7 @@ from ..addr import Gpa
 from ..errors import ConfigError
 from .elf import ELFCLASS32, ELFCLASS64, elf_class, parse_elf
 from .image import (
+    PROTECTED_MODE_GDT,
     BootImage,
     BootOptions,
     Kernel,
@@ -37,7 +38,7 @@ _MMAP = Gpa(0x9000)
 _INFO = Gpa(0x9500)
 _GDT = Gpa(0x9600)
 _INFO_END = 0xA000
-_GDT_ENTRIES = (0, 0x00CF9B000000FFFF, 0x00CF93000000FFFF)
+_ESP = 0x6F08
 
 _ADDRESS_FIELDS = 1 << 16
 _KNOWN_REQUIREMENTS = 0b111
@@ -57,6 +58,11 @@ class Header(NamedTuple):
     flags: int
     addresses: tuple[int, int, int, int, int] | None
     """header, load, load end, bss end, entry: guest-physical."""
+
+    @property
+    def has_addresses(self) -> bool:
+        """Whether the flags announce the address fields."""
+        return self.flags & _ADDRESS_FIELDS != 0
 
 
 class Module(NamedTuple):
@@ -95,13 +101,13 @@ def load_multiboot(path: str, data: bytes, header: Header, options: BootOptions)
     check_placement(path, kernel.segments, options, Reserved("the boot information", _MMAP, _INFO_END))
     tail = _tail(path, kernel, options)
     segments = [*options.extra_segments, *kernel.segments, *tail.segments, *_information(options, tail)]
-    start = ProtectedModeStart(kernel.entry, BOOT_MAGIC, _INFO, _GDT, 8 * len(_GDT_ENTRIES) - 1)
+    start = ProtectedModeStart(kernel.entry, BOOT_MAGIC, _INFO, _GDT, len(PROTECTED_MODE_GDT) - 1, _ESP)
     return BootImage(segments, start)
 
 
 def _kernel(path: str, data: bytes, header: Header) -> Kernel:
     """Address fields, where there are any, win over ELF's program headers."""
-    if header.flags & _ADDRESS_FIELDS:
+    if header.has_addresses:
         return _flat_kernel(path, data, header)
     found = elf_class(data)
     if found == ELFCLASS32:
@@ -143,7 +149,7 @@ class _Tail(NamedTuple):
 def _tail(path: str, kernel: Kernel, options: BootOptions) -> _Tail:
     """List of modules, strings, modules. Never in the first MiB, where the platform has its tables."""
     base = max(page_align(kernel.end), HIGH_MEMORY)
-    modules = _read_modules(options, max(0, options.low_end - base))
+    modules = _read_modules(options, max(0, options.free_end - base))
     strings = [*(each.cmdline for each in modules), _command_line(path, options), _LOADER_NAME]
     addresses = [base + 16 * len(modules)]
     for text in strings:
@@ -156,7 +162,7 @@ def _tail(path: str, kernel: Kernel, options: BootOptions) -> _Tail:
         at = page_align(at + len(module.data))
     head = entries + b"".join(strings)
     segments.insert(0, Segment(Gpa(base), head, len(head)))
-    if segments[-1].end > options.low_end:
+    if segments[-1].end > options.free_end:
         raise ConfigError(f"{path}: no room behind the kernel for modules and command line; give more with -m")
     return _Tail(segments, len(modules), base, addresses[len(modules)], addresses[-2])
 
@@ -196,7 +202,7 @@ def _information(options: BootOptions, tail: _Tail) -> list[Segment]:
         *(tail.modules, tail.modules_at),
         *(len(mmap), _MMAP, 0, 0, 0, tail.loader_at, 0),
     )
-    pieces = [(_MMAP, mmap), (_INFO, info), (_GDT, struct.pack("<3Q", *_GDT_ENTRIES))]
+    pieces = [(_MMAP, mmap), (_INFO, info), (_GDT, PROTECTED_MODE_GDT)]
     return [Segment(gpa, data, len(data)) for gpa, data in pieces]
 
 

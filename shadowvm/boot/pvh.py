@@ -1,7 +1,8 @@
-"""What the boot loader leaves in memory and registers: PVH start info, entered in long mode.
+"""What the boot loader leaves in memory and registers: PVH start info, entered in long mode at e_entry.
 
-The structures are those of Xen's PVH boot protocol (xen/include/public/arch-x86/hvm/start_info.h), so that one image
-runs here and, through its PVH note, under QEMU. Here the CPU is already in 64-bit mode:
+The structures are those of Xen's PVH boot protocol, so that one image runs here and, through its PVH note, under
+QEMU. Here the CPU is already in 64-bit mode. ELF64 images without a PVH note are entered so, and those that ask for it
+by a note of their own: name "shadowvm", type 1, no description.
 
     CPL 0, IF = 0, paging on; the low 4 GiB identity-mapped by 2 MiB pages; no IDT
     CS 0x08 (64-bit code), DS ES SS 0x10; RSP = BOOT_STACK; RBX = RDI = gpa of the start info
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import struct
 
-from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gpa
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gpa
 from ..errors import ConfigError
 from ..x86 import (
     CR0_PE,
@@ -28,8 +29,9 @@ from ..x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
-from .elf import ELFCLASS64, parse_elf
-from .image import BootImage, BootOptions, Kernel, LongModeStart, Reserved, Segment, check_placement, read_file
+from .elf import ELFCLASS64, Note, parse_elf
+from .image import BootImage, BootOptions, Kernel, LongModeStart, Reserved, Segment, check_placement
+from .start_info import Places, initrd_module, start_info
 
 BOOT_GDT = Gpa(0x500)
 BOOT_START_INFO = Gpa(0x6000)
@@ -50,51 +52,43 @@ BOOT_CR4 = CR4_PAE | CR4_PGE | 1 << 9 | 1 << 10
 BOOT_EFER = EFER_LME | EFER_LMA | EFER_NX
 GDT_ENTRIES = (0, 0x00AF9B000000FFFF, 0x00CF93000000FFFF)
 
-_START_INFO_MAGIC = 0x336EC578
+_PLACES = Places(BOOT_START_INFO, BOOT_MODLIST, BOOT_MEMMAP, BOOT_CMDLINE, CMDLINE_MAX)
+_NOTE_NAME, _NOTE_LONG_MODE = b"shadowvm\0", 1
+
+
+def asks_for_long_mode(notes: list[Note]) -> bool:
+    """Whether an image with a PVH note wants to be entered in long mode all the same."""
+    return any(note.name == _NOTE_NAME and note.kind == _NOTE_LONG_MODE for note in notes)
 
 
 def load_long_mode(path: str, data: bytes, options: BootOptions) -> BootImage:
     """An ELF64 named `path` with content `data`, together with its boot data."""
-    kernel = parse_elf(path, data, ELFCLASS64)
-    check_placement(path, kernel.segments, options, Reserved("the boot data", 0, BOOT_END))
-    module = _module(kernel, options) if options.initrd else None
+    return enter_long_mode(path, parse_elf(path, data, ELFCLASS64), options)
+
+
+def load_flat(path: str, data: bytes, options: BootOptions, address: int) -> BootImage:
+    """Bytes without any header, loaded and entered at `address`."""
+    segment = Segment(Gpa(address), data, len(data))
+    return enter_long_mode(path, Kernel(segment.gpa, [segment]), options)
+
+
+def enter_long_mode(path: str, kernel: Kernel, options: BootOptions) -> BootImage:
+    """A kernel with its boot data, entered in long mode."""
+    taken = Reserved("the boot data", 0, BOOT_END)
+    check_placement(path, kernel.segments, options, taken)
+    if kernel.entry >= 1 << 32:
+        raise ConfigError(f"{path}: entry {kernel.entry:#x} lies above the 4 GiB that are mapped")
+    module = initrd_module(kernel, options, taken)
     start = LongModeStart(kernel.entry, BOOT_START_INFO)
     tables = [Segment(gpa, each, len(each)) for gpa, each in boot_data(options, module)]
     modules = [] if module is None else [module]
     return BootImage([*tables, *options.extra_segments, *kernel.segments, *modules], start)
 
 
-def _module(kernel: Kernel, options: BootOptions) -> Segment:
-    """The one file of -initrd, at the end of low memory, where QEMU puts it too."""
-    path = options.initrd
-    data = read_file(path, options.low_end, "-initrd")
-    gpa = options.low_end - len(data) & -PAGE_SIZE
-    segment = Segment(Gpa(gpa), data, len(data))
-    taken = [Reserved("the kernel", each.gpa, each.end) for each in kernel.segments]
-    check_placement(f"-initrd: {path}", [segment], options, Reserved("the boot data", 0, BOOT_END), *taken)
-    return segment
-
-
 def boot_data(options: BootOptions, module: Segment | None = None) -> list[tuple[Gpa, bytes]]:
     """Everything to write below BOOT_END: (gpa, bytes) pairs. ConfigError: the command line is too long."""
-    if len(options.append) >= CMDLINE_MAX:
-        raise ConfigError(f"-append: {len(options.append)} bytes are more than the {CMDLINE_MAX - 1} that fit")
-    entries = options.memory_map
-    modlist = b"" if module is None else struct.pack("<4Q", module.gpa, module.memsz, 0, 0)
-    memmap = b"".join(struct.pack("<QQII", base, length, kind, 0) for base, length, kind in entries)
-    start_info = struct.pack(
-        "<IIIIQQQQII",
-        *(_START_INFO_MAGIC, 1, 0, module is not None),
-        *(BOOT_MODLIST if module else 0, BOOT_CMDLINE, options.rsdp, BOOT_MEMMAP),
-        *(len(entries), 0),
-    )
-    return [
-        (BOOT_GDT, struct.pack("<3Q", *GDT_ENTRIES)),
-        (BOOT_START_INFO, start_info.ljust(BOOT_MODLIST - BOOT_START_INFO, b"\0") + modlist),
-        (BOOT_MEMMAP, memmap),
-        (BOOT_CMDLINE, options.append + b"\0"),
-        *_identity_map(),
-    ]
+    gdt = (BOOT_GDT, struct.pack("<3Q", *GDT_ENTRIES))
+    return [gdt, *start_info(options, module, _PLACES), *_identity_map()]
 
 
 def _identity_map() -> list[tuple[Gpa, bytes]]:

@@ -31,6 +31,7 @@ class Load(NamedTuple):
     vaddr: int | None = None
     kind: int = PT_LOAD
     offset: int | None = None
+    align: int = 1
 
 
 def elf64(loads: Sequence[Load], entry: int, *, machine: int = EM_X86_64, kind: int = 2, phentsize: int = 56) -> bytes:
@@ -55,9 +56,9 @@ def _elf(elfclass: int, ehdr: str, loads: Sequence[Load], entry: int, machine: i
         memsz = filesz if load.memsz is None else load.memsz
         vaddr = load.paddr if load.vaddr is None else load.vaddr
         if elfclass == 2:
-            header += struct.pack("<IIQQQQQQ", load.kind, 7, offset, vaddr, load.paddr, filesz, memsz, 1)
+            header += struct.pack("<IIQQQQQQ", load.kind, 7, offset, vaddr, load.paddr, filesz, memsz, load.align)
         else:
-            header += struct.pack("<8I", load.kind, offset, vaddr, load.paddr, filesz, memsz, 7, 1)
+            header += struct.pack("<8I", load.kind, offset, vaddr, load.paddr, filesz, memsz, 7, load.align)
         body += load.data
     return header.ljust(at, b"\0") + body
 
@@ -77,6 +78,12 @@ def multiboot_elf(code: bytes = b"\xf4", base: int = 4 * MIB, *, flags: int = 0,
 def send(gpa: int, size: int) -> bytes:
     """32-bit code: mov esi, gpa; mov ecx, size; mov dx, 0x3f8; 1: lodsb; out dx, al; loop 1b."""
     return struct.pack("<BIBI", 0xBE, gpa, 0xB9, size) + bytes.fromhex("66baf803 ac ee e2fc")
+
+
+def note(kind: int, desc: bytes = b"", name: bytes = b"Xen\0", align: int = 4) -> bytes:
+    """An ELF note; name and description are padded to `align`."""
+    head = struct.pack("<3I", len(name), len(desc), kind) + name
+    return head.ljust(-(-len(head) // align) * align, b"\0") + desc.ljust(-(-len(desc) // align) * align, b"\0")
 
 
 LEAVE = bytes.fromhex("31c0 e7f4 ebfe")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from shadowvm.boot.elf import ELFCLASS32, ELFCLASS64, elf_class, parse_elf
+from shadowvm.boot.elf import ELFCLASS32, ELFCLASS64, elf_class, elf_notes, parse_elf
 from shadowvm.errors import ConfigError
 
-from .images import EM_X86_64, MIB, PT_NOTE, Load, elf32, elf64
+from .images import EM_X86_64, MIB, PT_NOTE, Load, elf32, elf64, note
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = MIB
@@ -55,7 +55,8 @@ def test_files_that_are_no_executable_for_this_cpu_are_refused() -> None:
     assert "not a 64-bit little-endian ELF" in refusal(good[:5] + b"\x02" + good[6:])
     assert "made for another machine (AArch64), not x86-64" in refusal(elf64([Load(BASE, b"x")], BASE, machine=183))
     assert "(x86-64), not i386" in refusal(elf32([Load(BASE, b"x")], BASE, machine=EM_X86_64), ELFCLASS32)
-    assert refusal(elf64([Load(BASE, b"x")], BASE, kind=3)).endswith("not an executable image (type 3)")
+    assert refusal(elf64([Load(BASE, b"x")], BASE, kind=1)).endswith("not an executable image (type 1)")
+    assert parse_elf("x", elf64([Load(BASE, b"x")], BASE, kind=3), ELFCLASS64).entry == BASE, "position-independent"
 
 
 def test_program_headers_that_cannot_be_are_refused() -> None:
@@ -72,3 +73,34 @@ def test_program_headers_that_cannot_be_are_refused() -> None:
 def test_many_segments_of_the_same_bytes_cost_no_memory() -> None:
     loads = [Load(BASE + (n << 20), b"", filesz=4 << 20, memsz=4 << 20, offset=0) for n in range(60000)]
     assert "more bytes than the file" in refusal(elf64(loads, BASE).ljust(4 << 20))
+
+
+@pytest.mark.parametrize(("make", "elfclass"), [(elf32, ELFCLASS32), (elf64, ELFCLASS64)])
+@pytest.mark.parametrize("align", [1, 4, 8])
+def test_notes_are_read_by_the_alignment_of_their_segment(make, elfclass: int, align: int) -> None:
+    step = max(align, 4)
+    data = note(18, b"12345", align=step) + note(1, b"", b"another\0", align=step)
+    image = make([Load(BASE, b"x"), Load(MIB, data, kind=PT_NOTE, align=align)], BASE)
+    assert elf_notes("x", image, elfclass) == [(b"Xen\0", 18, b"12345"), (b"another\0", 1, b"")]
+
+
+@pytest.mark.parametrize("cut", [0, 11, 16, 19])
+def test_notes_that_are_cut_off_are_left_out(cut: int) -> None:
+    whole = note(18, bytes(8))
+    loads = [Load(BASE, b"x"), Load(MIB, whole + note(18, b"1234")[:cut], kind=PT_NOTE)]
+    assert elf_notes("x", elf64(loads, BASE), ELFCLASS64) == [(b"Xen\0", 18, bytes(8))]
+    loads[1] = Load(MIB, note(18, b"1234") * 10, kind=PT_NOTE, filesz=1 << 62)
+    assert len(elf_notes("x", elf64(loads, BASE), ELFCLASS64)) == 10
+
+
+def test_no_more_notes_are_read_than_anybody_needs() -> None:
+    loads = [Load(BASE, b"x"), Load(MIB, note(1) * 5000, kind=PT_NOTE)]
+    loads += [Load(MIB, kind=PT_NOTE, offset=0x100, filesz=80000) for _ in range(1000)]
+    assert len(elf_notes("x", elf64(loads, BASE), ELFCLASS64)) < 5000
+
+
+def test_a_given_entry_takes_the_place_of_the_header_s() -> None:
+    image = elf64([Load(BASE, b"code", vaddr=1 << 40)], 0)
+    assert parse_elf("x", image, ELFCLASS64, BASE + 3).entry == BASE + 3
+    with pytest.raises(ConfigError, match=r"^x: entry 0x100004 is in no segment$"):
+        parse_elf("x", image, ELFCLASS64, BASE + 4)

@@ -14,6 +14,7 @@ from shadowvm.errors import ConfigError
 
 from .images import MIB, Load, elf64
 
+PLACE = 64 * MIB - 0x28000 - 8192
 IMAGE = elf64([Load(MIB, b"code", 0x5000)], MIB + 1)
 
 
@@ -31,13 +32,13 @@ def memory_of(image: BootImage) -> bytes:
 
 
 def test_start_info_leads_to_command_line_map_and_tables() -> None:
-    image = load(append=b"a b", memory=5 << 30, rsdp=0xE0000)
+    image = load(append=b"a b", memory=5 << 30, rsdp=0xF5000)
     memory = memory_of(image)
     assert image.start == LongModeStart(MIB + 1, pvh.BOOT_START_INFO)
     info = struct.unpack_from("<IIIIQQQQII", memory, pvh.BOOT_START_INFO)
     assert info[:4] == (0x336EC578, 1, 0, 0)
     modlist, cmdline, rsdp, memmap, count, _ = info[4:]
-    assert (modlist, rsdp) == (0, 0xE0000)
+    assert (modlist, rsdp) == (0, 0xF5000)
     assert memory[cmdline : cmdline + 4] == b"a b\0"
     entries = [struct.unpack_from("<QQII", memory, memmap + 24 * n) for n in range(count)]
     assert entries == [(*entry, 0) for entry in memory_map(5 << 30)]
@@ -60,12 +61,12 @@ def test_initrd_is_the_one_module_at_the_end_of_low_memory(tmp_path: Path) -> No
     file = tmp_path / "initrd"
     file.write_bytes(b"m" * 5000)
     image = load(initrd=str(file))
-    assert image.segments[-1] == Segment(64 * MIB - 8192, b"m" * 5000, 5000)  # type: ignore[arg-type]
+    assert image.segments[-1] == Segment(PLACE, b"m" * 5000, 5000)  # type: ignore[arg-type]
     memory = memory_of(image)
     (count,) = struct.unpack_from("<I", memory, pvh.BOOT_START_INFO + 12)
     (modlist,) = struct.unpack_from("<Q", memory, pvh.BOOT_START_INFO + 16)
     assert count == 1
-    assert struct.unpack_from("<4Q", memory, modlist) == (64 * MIB - 8192, 5000, 0, 0)
+    assert struct.unpack_from("<4Q", memory, modlist) == (PLACE, 5000, 0, 0)
 
 
 def test_initrd_that_does_not_fit_is_refused(tmp_path: Path) -> None:
