@@ -75,11 +75,12 @@ class MachineConfig:
     """One machine: a guest image, its memory, and the host under it.
 
     image: path of an ELF64 or a Multiboot kernel; None with bios alone. initrd: its modules, as QEMU's flag. bios: path
-    of a firmware, which then starts from the reset vector. swap: bytes, 0 for none; None
-    for as much as the guest has. swap_file: file to create, or directory; None for the temporary directory. seed: 0 is
-    the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs together, 0 for no
-    limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and features, as QEMU's
-    flag. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between are drawn with `seed`.
+    of a firmware, which then starts from the reset vector. load_address: gpa of an image without headers. swap: bytes,
+    0 for none; None for as much as the guest has. swap_file: file to create, or directory; None for the temporary
+    directory. seed: 0 is the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs
+    together, 0 for no limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and
+    features, as QEMU's flag. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between
+    are drawn with `seed`.
     """
 
     image: str | None
@@ -91,6 +92,7 @@ class MachineConfig:
     append: str = ""
     initrd: str = ""
     bios: str | None = None
+    load_address: int | None = None
     cpu: str = "max"
     seed: int = 0
     timeout_instructions: int = 0

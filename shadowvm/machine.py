@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Gva, Hva
 from .boot import pvh
+from .boot.bios import bios_data
 from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start
 from .boot.load import load_image
-from .boot.memmap import memory_layout
+from .boot.memmap import acpi_base, memory_layout
 from .config import MachineConfig
-from .cpu.layout import RBX, RDI
+from .cpu.layout import RBX, RDI, RSP
 from .cpu.unicorn_engine import UnicornEngine
+from .devices.acpi import RSDP_GPA, acpi_tables
 from .devices.bus import MmioBus, PortBus
 from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
 from .devices.debugcon import DEBUGCON_PORT, DebugConsole
@@ -80,8 +82,7 @@ class Machine:
         self._output = output
         self._digest = hashlib.sha256()
         layout = memory_layout(config.memory)
-        append = config.append.encode("utf-8", "surrogateescape")
-        image = load_image(config.image, BootOptions(config.memory, append, config.initrd), config.bios)
+        image = load_image(config.image, _boot_options(config), config.bios)
         cpu_model = parse_cpu_model(config.cpu, config.smp)
         self.ram = _host_ram(config.host_memory)
         self.sched = Scheduler()
@@ -98,7 +99,7 @@ class Machine:
             for slot_id, memory in enumerate(layout):
                 hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
                 self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
-            self._add_pc(isinstance(image.start, ProtectedModeStart))
+            self._add_pc(not isinstance(image.start, ResetStart))
             for number in range(config.smp):
                 self._add_vcpu(number)
             start_cpu(self.vcpus[0].engine, image.start)
@@ -120,7 +121,7 @@ class Machine:
         self.write_guest(rom.gpa, rom.data)
 
     def _add_pc(self, bios_ran: bool) -> None:
-        """The devices. A Multiboot kernel finds the chips as a BIOS leaves them."""
+        """The devices. A kernel finds the chips as a BIOS leaves them."""
         below_4g, *above = (each.npages << PAGE_SHIFT for each in memory_layout(self.config.memory))
         hooks = PcHooks(reset=lambda: self._end(Reason.RESET), power_off=lambda: self._end(Reason.POWER_OFF))
         model = self.kvm.cpu_model
@@ -298,13 +299,27 @@ class Machine:
         exit_mmap(self.mm)
 
 
+def _boot_options(config: MachineConfig) -> BootOptions:
+    """What the loaders place, among it the tables that a BIOS leaves."""
+    tables = acpi_tables(config.smp, acpi_base(config.memory))
+    return BootOptions(
+        config.memory,
+        config.append.encode("utf-8", "surrogateescape"),
+        config.initrd,
+        extra=(*bios_data(), *tables),
+        rsdp=RSDP_GPA,
+        load_address=config.load_address,
+    )
+
+
 def start_cpu(engine: UnicornEngine, start: Start) -> None:
     """Put the CPU into the state in which the boot loader enters the image."""
+    engine.init_reset()
     if isinstance(start, ResetStart):
-        engine.init_reset()
         return
     if isinstance(start, ProtectedModeStart):
         engine.init_protected_mode(start.entry, start.eax, start.ebx, start.gdt_base, start.gdt_limit)
+        engine.set_reg(RSP, start.esp)
         return
     engine.init_long_mode(
         entry=Gva(start.entry),

@@ -37,6 +37,7 @@ _FLAGS = (
     ("-cpu", "MODEL", "max", "CPU model, with ,+feature and ,-feature"),
     ("-bios", "FILE", None, "firmware to start from the reset vector; shadowvm-fw.bin is bundled"),
     ("-kernel", "FILE", None, "the image, instead of GUEST"),
+    ("--load-address", "GPA", None, "load an image without headers there, and enter it in long mode"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
 )
@@ -59,6 +60,16 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 18:
         raise argparse.ArgumentTypeError(f"'{text}' is no count")
     return int(text)
+
+
+def _address(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 64:
+        raise ConfigError(f"--load-address: '{text}' is no address")
+    return value
 
 
 def _image_from_args(args: argparse.Namespace) -> tuple[str, str | None]:
@@ -86,6 +97,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         append=args.append,
         initrd=args.initrd,
         bios=args.bios,
+        load_address=None if args.load_address is None else _address(args.load_address),
         cpu=args.cpu,
         seed=args.seed,
         timeout_instructions=args.timeout_instructions,
