@@ -4,30 +4,13 @@
  * enters it. The kernel, an ELF64, lies in memory already; of its file fw_cfg has the first 8 KiB.
  * This code is in ROM: it has no writable variables, only the fixed places below.
  */
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long u64;
+#include "fw_cfg.h"
 
 #define COM1 0x3f8
 #define LSR_THR_EMPTY 0x20
 #define POST_PORT 0x80
 #define EXIT_PORT 0xf4
 #define EXIT_NO_KERNEL 2
-
-#define FW_CFG_SELECT 0x510
-#define FW_CFG_DATA 0x511
-#define FW_CFG_SIGNATURE 0x00
-#define FW_CFG_RAM_SIZE 0x03
-#define FW_CFG_KERNEL_SIZE 0x08
-#define FW_CFG_INITRD_ADDR 0x0a
-#define FW_CFG_INITRD_SIZE 0x0b
-#define FW_CFG_INITRD_DATA 0x12
-#define FW_CFG_CMDLINE_SIZE 0x14
-#define FW_CFG_CMDLINE_DATA 0x15
-#define FW_CFG_SETUP_SIZE 0x17
-#define FW_CFG_SETUP_DATA 0x18
-#define FW_CFG_FILE_DIR 0x19
 
 #define GDT_COPY 0x500
 #define START_INFO 0x6000
@@ -40,8 +23,9 @@ typedef unsigned long u64;
 #define CMDLINE 0x20000
 #define CMDLINE_MAX 0x10000
 
-#define LOW_MEMORY_END 0xa0000UL
+#define BIOS 0xf0000UL
 #define HIGH_MEMORY 0x100000UL
+#define FLASH 0xfffc0000UL
 #define PCI_HOLE 0xc0000000UL
 #define ABOVE_4G 0x100000000UL
 #define E820_RAM 1
@@ -82,27 +66,9 @@ struct e820_entry {
 	u64 addr, size;
 	u32 type;
 } __attribute__((packed));
-struct fw_cfg_file {
-	u8 size[4], select[2], reserved[2];
-	char name[56];
-};
-
 extern const u64 gdt[];
 _Noreturn void enter_kernel(u64 entry, u64 start_info, u64 stack);
 _Noreturn void hand_over(void);
-
-static void outb(u16 port, u8 value)
-{
-	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static u8 inb(u16 port)
-{
-	u8 value;
-
-	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-	return value;
-}
 
 static void put(const char *text)
 {
@@ -139,59 +105,6 @@ static _Noreturn void stop(const char *why)
 		__asm__ volatile("cli; hlt");
 }
 
-/* Bytes beyond the end of an item, and items that are not there, read as 0. */
-static void fw_cfg_continue(u64 to, u64 size)
-{
-	__asm__ volatile("rep insb" : "+D"(to), "+c"(size) : "d"((u16)FW_CFG_DATA) : "memory");
-}
-
-static void fw_cfg_read(u16 key, u64 to, u64 size)
-{
-	__asm__ volatile("outw %0, %1" : : "a"(key), "Nd"((u16)FW_CFG_SELECT));
-	fw_cfg_continue(to, size);
-}
-
-static u64 fw_cfg_number(u16 key, u64 size)
-{
-	u64 value = 0;
-
-	fw_cfg_read(key, (u64)&value, size);
-	return value;
-}
-
-static u32 big_endian(const u8 *bytes, int count)
-{
-	u32 value = 0;
-
-	for (int i = 0; i < count; i++)
-		value = value << 8 | bytes[i];
-	return value;
-}
-
-static int same(const char *a, const char *b)
-{
-	while (*a && *a == *b)
-		a++, b++;
-	return *a == *b;
-}
-
-/* The key of a file in fw_cfg's directory, its size in *size; 0 if there is none of that name. */
-static u16 fw_cfg_find(const char *name, u32 *size)
-{
-	struct fw_cfg_file file;
-	u8 count[4];
-
-	fw_cfg_read(FW_CFG_FILE_DIR, (u64)count, sizeof(count));
-	for (u32 i = big_endian(count, 4); i; i--) {
-		fw_cfg_continue((u64)&file, sizeof(file));
-		file.name[sizeof(file.name) - 1] = 0;
-		*size = big_endian(file.size, 4);
-		if (same(file.name, name))
-			return (u16)big_endian(file.select, 2);
-	}
-	return 0;
-}
-
 static struct memmap_entry *add(struct memmap_entry *to, u64 addr, u64 end, u32 type)
 {
 	if (addr >= end)
@@ -203,14 +116,30 @@ static struct memmap_entry *add(struct memmap_entry *to, u64 addr, u64 end, u32 
 	return to + 1;
 }
 
-/* RAM at 0 is cut at the hole below 1 MiB, where ROMs and this image are. */
+/*
+ * RAM at 0 is cut at the EBDA, where the root pointer lies, and at the hole below 1 MiB, where ROMs and
+ * this image are; its end holds the ACPI tables.
+ */
 static struct memmap_entry *add_ram(struct memmap_entry *to, u64 addr, u64 end)
 {
-	if (addr || end <= HIGH_MEMORY)
-		return add(to, addr, addr || end < LOW_MEMORY_END ? end : LOW_MEMORY_END, E820_RAM);
-	to = add(to, 0, LOW_MEMORY_END, E820_RAM);
-	to = add(to, LOW_MEMORY_END, HIGH_MEMORY, E820_RESERVED);
-	return add(to, HIGH_MEMORY, end, E820_RAM);
+	u64 tables = acpi_tables_base(end);
+
+	if (addr)
+		return add(to, addr, end, E820_RAM);
+	to = add(to, 0, EBDA, E820_RAM);
+	to = add(to, EBDA, LOW_MEMORY_END, E820_RESERVED);
+	to = add(to, BIOS, HIGH_MEMORY, E820_RESERVED);
+	to = add(to, HIGH_MEMORY, tables ? tables : end, E820_RAM);
+	to = add(to, tables, tables ? end : 0, E820_RESERVED);
+	return add(to, FLASH, ABOVE_4G, E820_RESERVED);
+}
+
+/* RAM from 0 on. */
+static u64 low_memory(void)
+{
+	u64 ram = fw_cfg_number(FW_CFG_RAM_SIZE, 8);
+
+	return ram < PCI_HOLE ? ram : PCI_HOLE;
 }
 
 /* The number of entries written at MEMMAP. */
@@ -220,7 +149,7 @@ static u32 memory_map(void)
 	struct e820_entry entry;
 	u32 size = 0;
 	u16 key = fw_cfg_find("etc/e820", &size);
-	u64 ram = fw_cfg_number(FW_CFG_RAM_SIZE, 8), low = ram < PCI_HOLE ? ram : PCI_HOLE;
+	u64 ram = fw_cfg_number(FW_CFG_RAM_SIZE, 8), low = low_memory();
 
 	if (key) {
 		fw_cfg_read(key, 0, 0);
@@ -298,6 +227,7 @@ _Noreturn void hand_over(void)
 		.memmap = MEMMAP,
 	};
 	info->memmap_entries = memory_map();
+	info->rsdp = place_acpi_tables(low_memory());
 	for (int i = 0; i < 3; i++)
 		((u64 *)GDT_COPY)[i] = gdt[i];
 	outb(POST_PORT, 0x08);
