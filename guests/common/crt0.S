@@ -3,7 +3,7 @@
  * The two ways in. Both arrive at boot_main(start info) in 64-bit mode, CPL 0, interrupts off, on a
  * stack of ours, with our GDT.
  *
- * _start    long mode already on, RBX = RDI = start info (shadowvm)
+ * _start    long mode already on, RBX = RDI = start info (shadowvm, which the second note asks for it)
  * _start32  32-bit protected mode without paging, EBX = start info (PVH; the Xen note below names
  *           it): makes what _start expects
  */
@@ -20,6 +20,7 @@
 #define EFER_VALUE	0x00000900	/* NX LME */
 
 #define XEN_ELFNOTE_PHYS32_ENTRY 18
+#define SHADOWVM_ELFNOTE_LONG_MODE 1
 #define STACK_SIZE	16384
 
 	.section .note.Xen, "a", @note
@@ -27,6 +28,9 @@
 	.long	4, 8, XEN_ELFNOTE_PHYS32_ENTRY
 	.asciz	"Xen"
 	.quad	_start32
+	.long	9, 0, SHADOWVM_ELFNOTE_LONG_MODE
+	.asciz	"shadowvm"
+	.balign	4
 
 	.section .text.start, "ax", @progbits
 	.globl	_start32
