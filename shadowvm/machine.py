@@ -13,7 +13,7 @@ from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Gva, Hva
+from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Hva
 from .boot import pvh
 from .boot.bios import bios_data
 from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start
@@ -39,7 +39,7 @@ from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
-from .mm.mm_struct import MmStruct, exit_mmap, mmap
+from .mm.mm_struct import MmStruct, exit_mmap, mmap, mprotect
 from .mm.swap import SwapFile
 from .mm.uaccess import copy_to_user
 from .phys import Ram
@@ -123,7 +123,12 @@ class Machine:
     def _add_pc(self, bios_ran: bool) -> None:
         """The devices. A kernel finds the chips as a BIOS leaves them."""
         below_4g, *above = (each.npages << PAGE_SHIFT for each in memory_layout(self.config.memory))
-        hooks = PcHooks(reset=lambda: self._end(Reason.RESET), power_off=lambda: self._end(Reason.POWER_OFF))
+        hooks = PcHooks(
+            reset=lambda: self._end(Reason.RESET),
+            power_off=lambda: self._end(Reason.POWER_OFF),
+            a20=self._set_a20,
+            flush_page=lambda gpa: self._running.do_outside(lambda: self._flush_page(gpa)),
+        )
         model = self.kvm.cpu_model
         config = PcConfig(
             cpus=self.config.smp,
@@ -186,15 +191,31 @@ class Machine:
         else:
             self.mmio.write(gpa, size, value)
 
+    @property
+    def _running(self) -> Vcpu:
+        """The CPU whose instruction a device answers."""
+        return self.kvm.loaded or self.vcpu
+
     def _deadline_moved(self) -> None:
         """The next timer is due earlier than the running CPU's budget knows."""
         if self.kvm.loaded is not None:
             self.kvm.loaded.look_again()
 
     def _stop(self) -> None:
-        """A device ends the run, in an instruction of the loaded CPU."""
-        if self.kvm.loaded is not None:
-            self.kvm.loaded.stop()
+        """A device ends the run."""
+        self._running.stop()
+
+    def _set_a20(self, enabled: bool) -> None:
+        self.kvm.set_a20(enabled)
+        self._running.engine.request_stop()
+
+    def _flush_page(self, gpa: Gpa) -> None:
+        """The VMM takes the page from itself and gives it back, as QEMU's pc-testdev does: it stays what it is."""
+        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+        if slot is not None:
+            hva = Hva(slot.vpn(Gfn(gpa >> PAGE_SHIFT)) << PAGE_SHIFT)
+            mprotect(self.mm, hva, PAGE_SIZE, False)
+            mprotect(self.mm, hva, PAGE_SIZE, True)
 
     def _end(self, reason: Reason) -> None:
         """A device resets the machine or turns it off."""

@@ -112,7 +112,7 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
         if pdptrs is None:
             return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
         vcpu.pdptrs = pdptrs
-    role = kvm_calc_cpu_role(cr0, cr4, efer)
+    role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)
     vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = cr0, cr3, cr4, efer

@@ -28,7 +28,13 @@ from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
 from .msr import NATIVE, Msrs
 from .stats import VcpuStat
 from .turns import end_turn, grant_quantum, vcpu_load
-from .vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_PAUSE, KVM_REQ_TLB_FLUSH
+from .vm import (
+    KVM_REQ_DEVICE_WORK,
+    KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
+    KVM_REQ_MMU_RELOAD,
+    KVM_REQ_PAUSE,
+    KVM_REQ_TLB_FLUSH,
+)
 
 if TYPE_CHECKING:
     from ..cpu.unicorn_engine import UnicornEngine
@@ -65,6 +71,7 @@ class Vcpu:
     task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
+    device_work: what a device left to be done outside of the guest.
     """
 
     __slots__ = (
@@ -72,6 +79,7 @@ class Vcpu:
         "cr0",
         "cr3",
         "cr4",
+        "device_work",
         "efer",
         "engine",
         "event",
@@ -136,6 +144,7 @@ class Vcpu:
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
+        self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
         edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features
@@ -173,6 +182,12 @@ class Vcpu:
         irq = self.irq
         if irq is not None and irq.queued is not None:
             settle_irq(self, irq)
+
+    def do_outside(self, work: Callable[[], None]) -> None:
+        """From a port handler: leave the guest after this instruction and do what takes the host's locks."""
+        self.device_work.append(work)
+        self.requests |= KVM_REQ_DEVICE_WORK
+        self.engine.request_stop()
 
     def look_again(self) -> None:
         """Interrupts or deadlines have changed, perhaps under a device's hands: look before the next instruction."""
@@ -214,10 +229,18 @@ class Vcpu:
         return error_code | PFERR_USER if box[EXIT_USER] else error_code
 
     def service_requests(self) -> None:
-        """Serve KVM_REQ_*: obsolete roots first, since dropping them asks for a flush too, and may sleep."""
-        while self.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
-            self.requests &= ~KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
-            free_obsolete_roots(self)
+        """Serve KVM_REQ_*: what devices ask for first and then the roots: both ask for a flush too, and may sleep."""
+        while self.requests & KVM_REQ_DEVICE_WORK:
+            self.requests &= ~KVM_REQ_DEVICE_WORK
+            while self.device_work:
+                self.device_work.pop(0)()
+        while self.requests & (KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
+            reload = self.requests & KVM_REQ_MMU_RELOAD
+            self.requests &= ~(KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
+            if reload:
+                self.free_roots()
+            else:
+                free_obsolete_roots(self)
         if self.requests & KVM_REQ_TLB_FLUSH:
             self.requests &= ~KVM_REQ_TLB_FLUSH
             self.stat.tlb_flush += 1

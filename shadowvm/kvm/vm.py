@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KVM_REQ_TLB_FLUSH = 1 << 0
 KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 1
 KVM_REQ_PAUSE = 1 << 2
+KVM_REQ_MMU_RELOAD = 1 << 3
+KVM_REQ_DEVICE_WORK = 1 << 4
 
 
 class Kvm:
@@ -35,11 +37,13 @@ class Kvm:
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
     shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
+    a20_closed: address bit 20 is 0, whatever the CPUs say.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
     one.
     """
 
     __slots__ = (
+        "a20_closed",
         "active_mmu_pages",
         "all_asleep",
         "cpu_model",
@@ -74,6 +78,7 @@ class Kvm:
         self.paused = self.all_asleep = False
         self.q = mm.host.ram.q
         self.memslots = MemSlots()
+        self.a20_closed = False
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
         self.mmu_lock = Lock(mm.host.sched, "mmu_lock", LockRank.MMU_LOCK)
@@ -141,6 +146,15 @@ class Kvm:
         """A root in use was zapped: every vCPU drops its invalid roots before it runs again."""
         for vcpu in self.vcpus:
             vcpu.requests |= KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+
+    def set_a20(self, enabled: bool) -> None:
+        """The A20 gate of the board: every vCPU loads other roots before it runs another guest instruction.
+
+        From a port handler: the vCPU that is in the guest must leave it, which is the caller's to ask for.
+        """
+        self.a20_closed = not enabled
+        for vcpu in self.vcpus:
+            vcpu.requests |= KVM_REQ_MMU_RELOAD
 
     def flush_shadow_all(self) -> None:
         """kvm_flush_shadow_all(): the mm is going away."""

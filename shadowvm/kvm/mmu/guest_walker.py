@@ -38,6 +38,7 @@ from ...x86 import (
     PT_WRITABLE,
 )
 from .paging_mode import NONPAGING, PAE, PT32, PT64
+from .role import A20_GFN_MASK
 from .spte import (
     ACC_ALL,
     ACC_EXEC_MASK,
@@ -201,7 +202,7 @@ def _nonpaging(vcpu: Vcpu, gva: Gva) -> RetPf:
     """Linear addresses are physical ones, and everything is allowed."""
     walker = vcpu.walker
     walker.level = NONPAGING_LEVEL
-    walker.gfn = Gfn(gva >> PAGE_SHIFT)
+    walker.gfn = Gfn(gva >> PAGE_SHIFT & A20_GFN_MASK if vcpu.cpu_role else gva >> PAGE_SHIFT)
     walker.pte_access = ACC_ALL
     return RET_PF_CONTINUE
 

@@ -51,6 +51,8 @@ def _direct(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     """Below a large guest page, or without paging. The page's rights are those of a fault that went all the way."""
     if (pferr & PFERR_WRITE and not sp.access & ACC_WRITE_MASK) or permission_fault(vcpu, sp.access, pferr):
         return False
+    if sp.gfns:
+        return False
     walker = vcpu.walker
     walker.level = NONPAGING_LEVEL
     walker.gfn = sp.gfn + (gva >> PAGE_SHIFT & 511)  # type: ignore[assignment]

@@ -13,9 +13,11 @@ from .spte import ACC_ALL
 
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
-_HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE = 12, 13, 15
+_HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _A20_CLOSED = 12, 13, 15, 16
 
 ROLE_CR0_WP = 1 << _CR0_WP
+A20_GFN_MASK = ~(1 << 8)
+"""What the closed A20 gate leaves of a guest frame number."""
 
 
 class Role(NamedTuple):
@@ -31,12 +33,16 @@ class Role(NamedTuple):
     has_4_byte_gpte: bool
     quadrant: int
     cr4_pse: bool
+    a20_closed: bool
 
 
-def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int) -> int:
-    """The CPU's part of a role; 0 without paging, when every page is direct."""
+def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False) -> int:
+    """The CPU's part of a role. Without paging, when every page is direct, only the A20 gate counts.
+
+    With paging the gate is taken for open: nobody turns paging on without it.
+    """
     if not cr0 & CR0_PG:
-        return 0
+        return a20_closed << _A20_CLOSED
     role = 0
     if not cr4 & CR4_PAE:
         # KVM has CR4.PSE in the extended role only; here the links of a shadow page depend on it.
@@ -75,6 +81,7 @@ def unpack_role(role: int) -> Role:
         bool(role >> _HAS_4_BYTE_GPTE & 1),
         role >> _QUADRANT & 3,
         bool(role >> _CR4_PSE & 1),
+        bool(role >> _A20_CLOSED & 1),
     )
 
 

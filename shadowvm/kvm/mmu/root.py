@@ -23,7 +23,7 @@ from .shadow import (
     make_mmu_pages_available,
     mmu_topup_memory_caches,
 )
-from .spte import ACC_ALL, RetPf, make_nonleaf_spte
+from .spte import RetPf, make_nonleaf_spte
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
@@ -99,7 +99,7 @@ def _alloc_pae_root(vcpu: Vcpu) -> Root:
 
 def _pae_root_entry(vcpu: Vcpu, quadrant: int) -> KvmMmuPage | None:
     if vcpu.mode is PagingMode.NONPAGING:
-        return kvm_mmu_get_shadow_page(vcpu, Gfn(quadrant << 18), pack_role(0, 2, ACC_ALL, direct=True))[0]
+        return kvm_mmu_get_shadow_page(vcpu, Gfn(quadrant << 18), pack_role(vcpu.cpu_role, 2, direct=True))[0]
     if vcpu.mode is PagingMode.PT32:
         return kvm_mmu_get_shadow_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, 2, quadrant=quadrant))[0]
     pdptr = vcpu.pdptrs[quadrant]

@@ -35,8 +35,8 @@ CACHE_OBJECTS = 8
 class KvmMmuPage:
     """One shadow page.
 
-    q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of an indirect
-    leaf table only (direct pages compute it). root_count: vCPU roots that use it.
+    q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of a leaf table that
+    is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
     """
 
     __slots__ = (
@@ -65,7 +65,8 @@ class KvmMmuPage:
         self.level = fields.level
         self.direct = fields.direct
         self.access = fields.access
-        self.gfns: list[Gfn] = [] if fields.direct or fields.level > 1 else [gfn] * 512
+        computed = fields.level > 1 or (fields.direct and not fields.a20_closed)
+        self.gfns: list[Gfn] = [] if computed else [gfn] * 512
         self.parent_ptes: dict[int, None] = {}
         self.root_count = 0
         self.write_flooding_count = 0

@@ -15,7 +15,7 @@ from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
 from ...cpu.mailbox import KEY_CR3, NR_PREV_ROOTS, PREV_ROOTS, ROOT
 from ...events import kvm_entry, kvm_exit, kvm_mmu_get_page, lock_release, spte_change
 from ...kvm.mmu.rmap import rmap_sptes
-from ...kvm.mmu.role import ROLE_CR0_WP, unpack_role
+from ...kvm.mmu.role import A20_GFN_MASK, ROLE_CR0_WP, unpack_role
 from ...kvm.mmu.shadow import KvmMmuPage
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
 from ...mm.gup import host_pte
@@ -161,7 +161,7 @@ class ShadowRules:
         """Inductive: a page's access is checked where it is linked, so the last entry is enough here."""
         if sp.direct:
             allowed = sp.access
-            expected = Gfn(sp.gfn + index)
+            expected = Gfn(sp.gfn + index & (A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1))
         else:
             gpte = self.guest_entry(sp, index)
             if gpte is None:
