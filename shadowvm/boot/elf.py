@@ -18,6 +18,7 @@ from .image import Kernel, Segment
 ELF_MAGIC = b"\x7fELF"
 ELFCLASS32, ELFCLASS64 = 1, 2
 _ELFDATA2LSB = 1
+_E_TYPE = slice(16, 18)
 _ET_EXEC, _ET_DYN = 2, 3
 _EM_386, _EM_X86_64 = 3, 62
 _PT_LOAD, _PT_NOTE = 1, 4
@@ -65,12 +66,15 @@ def elf_class(data: bytes) -> int | None:
     return data[4] if data[:4] == ELF_MAGIC and len(data) > 5 else None
 
 
-def parse_elf(path: str, data: bytes, elfclass: int, entry: int | None = None) -> Kernel:
+def parse_elf(path: str, data: bytes, elfclass: int, entry: int | None = None, *, shared: bool = False) -> Kernel:
     """Read an executable of one class, which starts at guest-physical `entry`, or where its header says.
 
-    The placement of its segments is not checked here.
+    shared: position-independent ones are welcome, which QEMU loads where they are linked. The placement of segments
+    is not checked here.
     """
     e_entry, headers = _read_headers(path, data, elfclass)
+    if not shared and int.from_bytes(data[_E_TYPE], "little") != _ET_EXEC:
+        raise ConfigError(f"{path}: a shared object, not an executable image")
     loaded = [each for each in headers if each.kind == _PT_LOAD and each.memsz]
     if not loaded:
         raise ConfigError(f"{path}: no segments to load")
@@ -115,7 +119,8 @@ def _read_headers(path: str, data: bytes, elfclass: int) -> tuple[int, list[_Pro
     kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, *_ = layout.ehdr.unpack_from(data)
     if machine != layout.machine:
         name = _MACHINES.get(machine, f"machine {machine}")
-        raise ConfigError(f"{path}: made for another machine ({name}), not {_MACHINES[layout.machine]}")
+        wanted = _MACHINES[layout.machine]
+        raise ConfigError(f"{path}: a {layout.bits}-bit ELF made for another machine ({name}), not {wanted}")
     if kind not in (_ET_EXEC, _ET_DYN):
         raise ConfigError(f"{path}: not an executable image (type {kind})")
     if phnum and phentsize != layout.phdr.size:

@@ -111,7 +111,7 @@ def _kernel(path: str, data: bytes, header: Header) -> Kernel:
         return _flat_kernel(path, data, header)
     found = elf_class(data)
     if found == ELFCLASS32:
-        return parse_elf(path, data, ELFCLASS32)
+        return parse_elf(path, data, ELFCLASS32, shared=True)
     what = "in a 64-bit ELF" if found == ELFCLASS64 else "in a file that is no ELF"
     raise ConfigError(f"{path}: a Multiboot header without address fields, {what}")
 

@@ -42,7 +42,7 @@ def pvh_entry(notes: list[Note]) -> int | None:
 
 def load_pvh(path: str, data: bytes, elfclass: int, entry: int, options: BootOptions) -> BootImage:
     """An ELF of either class together with its boot data."""
-    kernel = parse_elf(path, data, elfclass, entry)
+    kernel = parse_elf(path, data, elfclass, entry, shared=True)
     check_placement(path, kernel.segments, options, _BOOT_DATA)
     module = initrd_module(kernel, options, _BOOT_DATA)
     placed = [*start_info(options, module, _PLACES), (_GDT, PROTECTED_MODE_GDT)]

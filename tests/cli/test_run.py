@@ -241,7 +241,8 @@ def test_json_describes_the_run(capfd: Capture, tmp_path: Path) -> None:
     assert {"pf_taken", "pf_fixed", "pf_guest", "mmu_pte_write", "remote_tlb_flush", "exits"} <= set(found["kvm"])
     assert {"pgfault", "pgmajfault", "pswpin", "pgscan_kswapd", "pgsteal_direct"} <= set(found["vmstat"])
     assert found["vmstat"]["pswpout"] > 0
-    assert found["notifier"]["invalidate_range_start"] == found["notifier"]["invalidate_range_end"] > 0
+    started, ended = (found["notifier"][f"invalidate_range_{which}"] for which in ("start", "end"))
+    assert 0 < ended <= started <= ended + 1, "kswapd may be in the middle of one when the guest ends"
     assert found["tlb"]["fills"] > 0
 
 
@@ -281,7 +282,7 @@ def test_full_disk_under_an_output_file(flag: str, capfd: Capture) -> None:
 
 
 def test_reader_that_leaves() -> None:
-    shell = f"{' '.join(COMMAND)} hello --trace - | head -n 1 >&2; exit ${{PIPESTATUS[0]}}"
+    shell = f"{' '.join(COMMAND)} memtouch -append size=256k --trace - | head -n 1 >&2; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
     assert done.returncode == 141
     assert done.stderr == "# tracer: nop\n"
