@@ -17,7 +17,18 @@ from shadowvm.boot.bios import BDA, BDA_SIZE
 from shadowvm.config import MIB, MachineConfig
 from shadowvm.guests import bundled_guests, guests_directory
 from shadowvm.machine import Machine
-from tests.boot.images import LEAVE, PT_NOTE, Load, elf32, multiboot_elf, note, qemu, send
+from tests.boot.images import (
+    LEAVE,
+    PT_NOTE,
+    Load,
+    elf32,
+    elf64,
+    multiboot_elf,
+    multiboot_header,
+    note,
+    qemu,
+    send,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -127,3 +138,35 @@ def test_kernel_starts_in_the_state_of_qemu_s_loader(kind: str, tmp_path: Path) 
     assert start_state(ours) == start_state(theirs)
     state = start_state(ours)
     assert (state["cr0"], state["cs"], state["fcw"]) == (0x11, 8, 0x37F)
+
+
+CODE = send(BASE, 32) + LEAVE
+ADDRESSES = multiboot_header(1 << 16, [BASE, BASE, 0, 0, BASE + 32])
+PVH = Load(8 * MIB, note(18, struct.pack("<Q", BASE)), kind=PT_NOTE, align=4)
+IMAGES = {
+    "multiboot, elf": multiboot_elf(CODE, flags=3),
+    "multiboot, with a video mode": multiboot_elf(CODE, flags=7),
+    "multiboot, position-independent": elf32([Load(BASE, multiboot_header() + CODE)], BASE + 12, kind=3),
+    "multiboot, a gap between segments": elf32([Load(MIB, multiboot_header()), Load(BASE, CODE)], BASE),
+    "multiboot, linked high": elf32([Load(BASE, multiboot_header() + CODE, vaddr=0xC0000000)], 0xC000000C),
+    "multiboot, flat": ADDRESSES + CODE,
+    "multiboot, flat in the middle of a file": b"junk" * 1000 + ADDRESSES + CODE,
+    "multiboot, addresses in an elf64": elf64([Load(MIB, ADDRESSES + CODE), PVH], 0),
+    "multiboot, addresses in a file for another machine": elf32([Load(MIB, ADDRESSES + CODE)], 0, machine=40),
+    "multiboot and pvh": elf32([Load(BASE, multiboot_header() + CODE), PVH], BASE + 12),
+    "pvh, elf64": elf64([Load(BASE, CODE), PVH], 0),
+    "pvh, elf32": elf32([Load(BASE, CODE), PVH], 0),
+    "pvh, position-independent": elf64([Load(BASE, CODE), PVH], 0, kind=3),
+    "pvh, linked high": elf64([Load(BASE, CODE, vaddr=0xFFFFFFFF80000000), PVH], 0xFFFFFFFF80000000),
+    "pvh, below 1 MiB": elf64([Load(BASE, CODE), Load(0x10000, b"data"), Load(0x90000, b"more"), PVH], 0),
+    "pvh, the second note": elf64([Load(BASE, CODE), PVH._replace(data=note(7, b"12345") + PVH.data)], 0),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(IMAGES))
+def test_image_that_boots_under_qemu_boots_here(kind: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(IMAGES[kind])
+    theirs = qemu("-kernel", image)
+    assert len(theirs[1]) == 32
+    assert here(image) == theirs
