@@ -21,6 +21,8 @@ _FILE_SLACK = 64 << 20
 """A file may be larger than guest memory by this much: symbols and debug information are not loaded."""
 
 _CHUNK = 1 << 20
+_MAX_SHOWN = 200
+"""Characters of a name that a message repeats."""
 
 
 class Segment(NamedTuple):
@@ -158,6 +160,7 @@ class Reserved(NamedTuple):
 
 def read_file(path: str, limit: int, flag: str = "") -> bytes:
     """The content of a file of at most `limit` bytes. ConfigError: unreadable, or larger; `flag` named it."""
+    shown = path if len(path) <= _MAX_SHOWN else f"{path[:_MAX_SHOWN]}..."
     prefix = f"{flag}: " if flag else ""
     data = bytearray()
     try:
@@ -166,9 +169,9 @@ def read_file(path: str, limit: int, flag: str = "") -> bytes:
             while len(data) <= limit and (piece := file.read(_CHUNK)):
                 data += piece
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{prefix}{path}: {getattr(error, 'strerror', None) or error}") from None
+        raise ConfigError(f"{prefix}{shown}: {getattr(error, 'strerror', None) or error}") from None
     if len(data) > limit:
-        raise ConfigError(f"{prefix}{path}: larger than the {limit} bytes that fit")
+        raise ConfigError(f"{prefix}{shown}: larger than the {limit} bytes that fit")
     return bytes(data)
 
 

@@ -62,7 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _report(error: ShadowvmError, status: int) -> int:
-    print(f"shadowvm: {error}", file=sys.stderr)
+    # Names that the user gave may hold anything.
+    print(f"shadowvm: {error}".replace("\n", "\\n"), file=sys.stderr)
     return status
 
 

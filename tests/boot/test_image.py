@@ -28,6 +28,11 @@ def test_a_file_that_cannot_be_read_is_named(path: str) -> None:
     assert str(caught.value).startswith(f"{path}: ")
 
 
+def test_a_very_long_name_is_cut_short() -> None:
+    with pytest.raises(ConfigError, match=r"^-initrd: x{200}\.\.\.: File name too long$"):
+        read_file("x" * 70000, 5, "-initrd")
+
+
 def test_segments_may_touch_neither_the_platforms_tables_nor_the_hole() -> None:
     options = BootOptions(5 << 30, extra=((Gpa(0xE0000), b"RSD PTR "),))
     for gpa in (0xE0000 - 4, 0xE0007):

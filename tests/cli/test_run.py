@@ -44,6 +44,19 @@ def assert_refused(result: tuple[int, str, str], *words: str) -> None:
         assert word in err
 
 
+def test_a_name_with_a_newline_makes_one_line_all_the_same(capfd: Capture, tmp_path: Path) -> None:
+    (tmp_path / "a\nb").touch()
+    assert_refused(run(capfd, str(tmp_path / "a\nb")), "a\\nb: empty file")
+
+
+def test_a_flat_image_is_entered_where_it_is_told(capfd: Capture, tmp_path: Path) -> None:
+    flat = image(tmp_path, assemble(f"mov eax, 7\n{EXIT}"))
+    assert run(capfd, flat, "--load-address", hex(ORIGIN))[0] == 7
+    assert_refused(run(capfd, flat), "flat image with --load-address")
+    for address in ("x", "-1", str(1 << 64)):
+        assert_refused(run(capfd, flat, f"--load-address={address}"), f"'{address}' is no address")
+
+
 @pytest.mark.parametrize("status", [0, 1, 7, 255])
 def test_status_is_what_the_guest_wrote(status: int, capfd: Capture, tmp_path: Path) -> None:
     guest = write_tiny(tmp_path, f"mov eax, {status}\n{EXIT}")
