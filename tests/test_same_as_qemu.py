@@ -90,6 +90,15 @@ def test_firmware_and_its_guest_print_as_under_qemu(name: str) -> None:
     assert theirs[1].count(b"fw: ") == 8
 
 
+@pytest.mark.parametrize("name", ["hello", "demand", "ptchurn"])
+def test_guest_comes_through_its_pvh_entry_too(name: str, tmp_path: Path) -> None:
+    data = Path(GUESTS[name].image).read_bytes()
+    assert data.count(b"shadowvm\0") == 1
+    image = tmp_path / name
+    image.write_bytes(data.replace(b"shadowvm\0", b"somebody\0"))
+    assert here(image, quick(name)) == here(GUESTS[name].image, quick(name))
+
+
 SAVE = bytes.fromhex(
     "e800000000"  # call 1f
     "60"  # 1: pusha, and with it ESP and the return address
