@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shadowvm.boot.image import BootImage, BootOptions, Segment
 from shadowvm.boot.load import parse_image
 
-from .images import MIB, Load, elf32, elf64, multiboot_elf, multiboot_header
+from .images import MIB, PT_NOTE, Load, elf32, elf64, multiboot_elf, multiboot_header, note
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools/fuzz_loaders"
@@ -30,6 +30,8 @@ VALID = [
     elf64([Load(BASE, b"code" * 9), Load(BASE + 0x1000, b"data", 0x5000)], BASE),
     elf32([Load(BASE, multiboot_header() + b"code" * 9), Load(BASE + 0x1000, b"data", 0x5000)], BASE + 12),
     multiboot_header(1 << 16, [BASE, BASE, BASE + 60, BASE + 99, BASE + 32]) + b"code" * 9,
+    elf64([Load(BASE, b"code" * 9), Load(BASE, note(18, struct.pack("<Q", BASE)), kind=PT_NOTE, align=4)], 0),
+    elf32([Load(BASE, b"code" * 9), Load(BASE, note(18, struct.pack("<I", BASE)), kind=PT_NOTE, align=4)], 0),
 ]
 numbers = st.one_of(st.sampled_from(fuzzer["INTERESTING"]), st.integers(0, (1 << 64) - 1))
 edits = st.lists(st.tuples(st.integers(0, HEADERS // 2 - 1), st.sampled_from((1, 2, 4, 8)), numbers), max_size=6)
