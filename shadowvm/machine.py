@@ -28,10 +28,11 @@ from .devices.debug_exit import DEBUG_EXIT_PORT, DebugExit
 from .devices.debugcon import DEBUGCON_PORT, DebugConsole
 from .devices.irqchip import Irqchip
 from .devices.lapic import Lapic
+from .devices.mptable import mp_tables
 from .devices.pc import Pc, PcConfig, PcHooks
 from .devices.uart import COM1, Uart
 from .errors import ConfigError, SwapIOError
-from .kvm.cpuid import parse_cpu_model
+from .kvm.cpuid import cpuid, parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
 from .kvm.irq import IrqState
 from .kvm.mp_state import MpState
@@ -322,7 +323,8 @@ class Machine:
 
 def _boot_options(config: MachineConfig) -> BootOptions:
     """What the loaders place, among it the tables that a BIOS leaves."""
-    tables = acpi_tables(config.smp, acpi_base(config.memory))
+    signature, _, _, features = cpuid(parse_cpu_model(config.cpu, config.smp), 0, 0, True, 1, 0)
+    tables = acpi_tables(config.smp, acpi_base(config.memory)) + mp_tables(config.smp, signature, features)
     return BootOptions(
         config.memory,
         config.append.encode("utf-8", "surrogateescape"),

@@ -9,6 +9,7 @@ import pytest
 
 from shadowvm.boot.memmap import EBDA, acpi_base
 from shadowvm.config import MIB, MachineConfig
+from shadowvm.devices.mptable import MP_GPA
 from shadowvm.guests import guests_directory
 from shadowvm.machine import Machine
 from tests.boot.images import LEAVE, PT_NOTE, Load, elf32, elf64, note, send
@@ -83,3 +84,22 @@ def test_firmware_s_root_pointer_is_in_the_ebda(tmp_path: Path) -> None:
     output = output_of(tmp_path / "image", data, bios=FIRMWARE)[-0x402:]
     assert struct.unpack_from("<H", output)[0] << 4 == EBDA
     assert output[2:].index(b"RSD PTR ") % 16 == 0
+
+
+@pytest.mark.parametrize("smp", [1, 4])
+def test_a_kernel_finds_every_cpu_in_the_multiprocessor_table(smp: int, tmp_path: Path) -> None:
+    image = elf64([Load(ENTRY, send(MP_GPA, 0x400) + LEAVE)], ENTRY)
+    memory = output_of(tmp_path / "kernel", image, smp=smp, timeout_instructions=10_000_000)
+    assert memory[:4] == b"_MP_"
+    table = memory[struct.unpack_from("<I", memory, 4)[0] - MP_GPA :]
+    assert table[:4] == b"PCMP"
+    assert sum(table[: struct.unpack_from("<H", table, 4)[0]]) % 256 == 0
+    assert [table[44 + 20 * cpu] for cpu in range(smp + 1)] == [0] * smp + [1]
+
+
+def test_the_madt_has_every_cpu(tmp_path: Path) -> None:
+    image = elf64([Load(ENTRY, send(acpi_base(64 * MIB), 0x1000) + LEAVE)], ENTRY)
+    memory = output_of(tmp_path / "kernel", image, smp=5, timeout_instructions=10_000_000)
+    at = memory.index(b"APIC")
+    found = [tuple(memory[at + 44 + 8 * cpu : at + 48 + 8 * cpu]) for cpu in range(5)]
+    assert found == [(0, 8, cpu, cpu) for cpu in range(5)]

@@ -12,7 +12,7 @@ from ..addr import Gpa
 from .apic_bits import APIC_DEFAULT_BASE
 from .ioapic import IOAPIC_BASE
 
-MP_GPA = Gpa(0xF_6000)
+MP_GPA = Gpa(0xF_5100)
 """Guests look at multiples of 16 from 0xf0000 to 0xfffff."""
 
 _CPU_ENABLED, _CPU_BOOT = 1, 2
