@@ -116,3 +116,9 @@ def test_without_wp_one_instruction_copies_inside_a_read_only_large_page(rights:
     source += f"mov esi, {HERE + 0x401000}\nmov edi, {HERE + 0x805000}\nmovsq\n"
     source += f"mov eax, [{HERE + 0x805000}]\nadd eax, 9\n{EXIT}"
     assert status_of(source, tmp_path) == 9
+
+
+def test_without_wp_a_clean_large_page_is_read_in_two_places_before_a_store_marks_it(tmp_path: Path) -> None:
+    source = f"and qword [0xb010], ~0x40\n{RELOAD}{CLEAR_WP}mov eax, [0x400000]\nmov eax, [0x401000]\n"
+    source += f"mov ecx, [0xb010]\nmov [0x402000], eax\nmov eax, [0xb010]\nxor eax, ecx\n{EXIT}"
+    assert status_of(source, tmp_path) == 0x40

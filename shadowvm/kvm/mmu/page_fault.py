@@ -136,8 +136,13 @@ def _cr0_wp_clear_access(vcpu: Vcpu, access: int, write: int) -> int:
     keeps X, since its own code may be what stores there. A user page gets W for a store, and loses U and under SMEP
     X. Negative: emulate the store instead. Under SMAP an spte without U would let through what SMAP refuses, and in
     a large page one instruction may need U here and W there.
+
+    Below a large page that has a shadow already the guest's entry has not been read: the rights of that shadow are
+    what a whole walk came to, and a store that they do not allow made one.
     """
     walker = vcpu.walker
+    if walker.level == NONPAGING_LEVEL:
+        return access
     if not access & ACC_USER_MASK:
         return access | ACC_WRITE_MASK if walker.ptes[walker.level] & PT_DIRTY else access
     if not write:
