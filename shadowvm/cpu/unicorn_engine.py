@@ -179,8 +179,16 @@ class UnicornEngine(Registers):
         box[mb.BUDGET] = box[mb.BUDGET] - 1 & MASK64
         env[HFLAGS] &= ~lay.HF_INHIBIT_IRQ_MASK
         if flags & RFLAGS_TF:
-            env[DR6] |= DR6_BS
-            self.queue_event(Event(EventKind.EXCEPTION, x86.DB_VECTOR))
+            self.trap_step()
+
+    def trap_step(self) -> None:
+        """Queue the #DB of a single step, for an instruction that the CPU has not executed to its end itself.
+
+        Raises:
+            ModelBug: an event is queued already.
+        """
+        self.env[DR6] |= DR6_BS
+        self.queue_event(Event(EventKind.EXCEPTION, x86.DB_VECTOR))
 
     def set_budget(self, instructions: int) -> None:
         """Instructions until QUANTUM."""

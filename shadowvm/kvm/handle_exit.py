@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..addr import PAGE_SHIFT, Gva
 from ..cpu.engine import FETCH, CpuExit, Event, EventKind
 from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_VA, VECTORING
+from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
 from ..x86 import GP_VECTOR, PF_VECTOR
@@ -133,6 +134,9 @@ def _exit_quantum(vcpu: Vcpu) -> KvmRun | None:
 
 def _exit_hlt(vcpu: Vcpu) -> KvmRun | None:
     vcpu.stat.halt_exits += 1
+    if vcpu.engine.rflags & RFLAGS_TF:
+        vcpu.engine.trap_step()  # which ends the HLT at once
+        return None
     if vcpu.irq is None:
         return exit_halted(vcpu)
     vcpu.mp_state = MpState.HALTED

@@ -96,3 +96,33 @@ def test_an_interrupt_that_a_port_raises_comes_before_the_next_but_one_instructi
     raise_irq3 = "mov dx, 0x2003\nmov al, 1\nsti\nnop\nout dx, al\nnop\nmov eax, r14d\n"
     source = f"{gate(0x23)}{init}{raise_irq3}{EXIT}handler: inc r14d\niretq\n"
     assert run(tmp_path, source)[0].status == 1
+
+
+SELF = f"{gate(0x41)}mov rbx, 0xfee00000\nmov dword [rbx + 0xf0], 0x1ff\n"
+SEND = "mov dword [rbx + 0x300], 0x44041\n"
+"""An interrupt of class 4 to the CPU itself."""
+COUNT = "handler:\ninc r14\nmov dword [rbx + 0xb0], 0\niretq\n"
+
+
+def test_cr8_holds_interrupts_back(tmp_path: Path) -> None:
+    held = f"mov eax, 4\nmov cr8, rax\nsti\n{SEND}nop\nmov r13, r14\n"
+    source = f"{SELF}{held}mov eax, 3\nmov cr8, rax\nnop\nlea eax, [r14d + r13d * 2]\n{EXIT}{COUNT}"
+    assert run(tmp_path, source)[0].status == 1
+
+
+def test_cr8_and_the_task_priority_register_are_one(tmp_path: Path) -> None:
+    to_tpr = "mov eax, 0xc\nmov cr8, rax\nmov eax, [rbx + 0x80]\nxor eax, 0xc0\n"
+    to_cr8 = "mov dword [rbx + 0x80], 0x75\nmov rcx, cr8\nxor ecx, 7\nor eax, ecx\n"
+    assert run(tmp_path, f"{SELF}{to_tpr}{to_cr8}{EXIT}{COUNT}")[0].status == 0
+
+
+def test_a_store_to_tpr_lets_a_waiting_interrupt_in(tmp_path: Path) -> None:
+    held = f"mov eax, 9\nmov cr8, rax\nsti\n{SEND}nop\n"
+    source = f"{SELF}{held}mov dword [rbx + 0x80], 0\nnop\nmov eax, r14d\n{EXIT}{COUNT}"
+    assert run(tmp_path, source)[0].status == 1
+
+
+def test_a_single_step_ends_hlt(tmp_path: Path) -> None:
+    handler = "handler:\ninc r14\nmov r13, [rsp]\nand qword [rsp + 16], ~0x100\niretq\n"
+    step = "pushfq\nor qword [rsp], 0x100\npopfq\nhlt\nafter: lea rax, [r14d + r13d]\nsub eax, after\n"
+    assert run(tmp_path, f"{gate(1)}{step}{EXIT}{handler}")[0].status == 1
