@@ -60,6 +60,7 @@ PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cpu_x86_update_cr3": (None, [u64, u64]),
     "cpu_x86_update_cr4": (None, [u64, u32]),
     "helper_ltr": (None, [u64, i32]),
+    "helper_iret_protected": (None, [u64, i32, i32]),
     "helper_set_dr": (None, [u64, i32, u64]),
     "cpu_lduw_mmuidx_ra": (u32, [u64, u64, i32, u64]),
     "cpu_x86_update_dr7": (None, [u64, u32]),

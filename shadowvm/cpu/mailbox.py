@@ -51,6 +51,7 @@ FN_PORT_OUT = _next()
 FN_UPDATE_CR0 = _next()
 FN_LOAD16 = _next()
 FN_LTR = _next()
+FN_IRET = _next()
 
 # The last exit.
 EXIT = _next()

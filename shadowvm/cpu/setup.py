@@ -52,6 +52,7 @@ NATIVE_CALLS = {
     mb.FN_TB_LOOKUP: "tcg_tb_lookup",
     mb.FN_UPDATE_CR0: "cpu_x86_update_cr0",
     mb.FN_LTR: "helper_ltr",
+    mb.FN_IRET: "helper_iret_protected",
     mb.FN_SET_DR: "helper_set_dr",
     mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .. import layout as lay
 from .. import mailbox as mb
 from ..engine import CpuExit
+from .iret import watch_iret
 from .memory import bump, call1, call2, call3, get, get_env, inline, ld8, ld32, ld64, put, return_slot, st32, st64
 
 QUANTUM, STOPPED = int(CpuExit.QUANTUM), int(CpuExit.STOPPED)
@@ -39,6 +40,7 @@ def leave(box, code):
     put(box, mb.SINGLE, -1)
     hflags = cpu + lay.CPU_ENV + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    watch_iret(cpu + lay.CPU_ENV)
     st32(cpu + lay.CPU_ENV + lay.ENV_OLD_EXCEPTION, UNSET)
     st32(cpu + lay.CPU_CFLAGS_NEXT_TB, UNSET)
     st32(cpu + lay.CPU_EXCEPTION_INDEX, lay.EXCP_HLT)

@@ -10,7 +10,7 @@ from .. import layout as lay
 from .memory import get_env, inline, ld32, ld64
 from .translate import code_byte
 
-REX_B, REX_X, REX_R = 1, 2, 4
+REX_B, REX_X, REX_R, REX_W = 1, 2, 4, 8
 NO_SEGMENT = -1
 MAX_LENGTH = 15
 LOW16, LOW32 = 0xFFFF, 0xFFFF_FFFF

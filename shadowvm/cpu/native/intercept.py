@@ -14,6 +14,7 @@ from .. import svm
 from ..engine import CpuExit
 from .blocks import cut, leave, linear_rip
 from .decode import LOW32, REX_B, REX_R, is_code64, memory_operand, prefixes
+from .iret import interrupt_return
 from .memory import bump, call2, call4, get, get_env, inline, ld32, ld64, put, st32, st64
 from .translate import code_byte
 
@@ -36,9 +37,15 @@ def retire(box, length):
     hflags = env + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) & ~lay.HF_INHIBIT_IRQ_MASK)
     if ld64(env + lay.ENV_EFLAGS) & TF:
-        dr6 = env + lay.ENV_DR + 8 * 6
-        st64(dr6, ld64(dr6) | DR6_BS)
-        call4(get(box, mb.FN_RAISE), env, x86.DB_VECTOR, 0, 0)
+        trap_step(box, env)
+
+
+@inline
+def trap_step(box, env):
+    """TF was set when an instruction that is done here began: #DB. Does not return."""
+    dr6 = env + lay.ENV_DR + 8 * 6
+    st64(dr6, ld64(dr6) | DR6_BS)
+    call4(get(box, mb.FN_RAISE), env, x86.DB_VECTOR, 0, 0)
 
 
 @inline
@@ -114,6 +121,12 @@ def on_intercept(box, code):
     at, rex, segment, has_67, _has_lock = prefixes(box, pc)
     if code == svm.EXIT_TR_WRITE:
         load_task_register(box, env, pc, at + 2, rex, segment, has_67)
+        return
+    if code == svm.EXIT_IRET:
+        stepped = ld64(env + lay.ENV_EFLAGS) & TF
+        interrupt_return(box, env, pc, at, rex)
+        if stepped:
+            trap_step(box, env)
         return
     put(box, mb.EXIT_INSN_LEN, at + 2 - pc)
     if code == svm.EXIT_MSR:

@@ -16,6 +16,7 @@ from .blocks import cut, leave, linear_rip, settle_self_modified
 from .debug import on_write_dr, take_hits
 from .decode import prefixes
 from .intercept import on_intercept, refuse_cr3
+from .iret import watch_iret
 from .memory import bump, call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
 from .translate import code_byte
 
@@ -74,6 +75,7 @@ def deliver(box, vector):
     # Unicorn moves EIP to the end of the last INT for whatever ends a block while this is set.
     st32(env + lay.ENV_EXCEPTION_IS_INT, 0)
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    watch_iret(env)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
 
@@ -191,6 +193,7 @@ def deliver_hard(box, env, kind, vector):
     st32(hflags, ld32(hflags) & ~(lay.HF_GUEST_MASK | lay.HF_INHIBIT_IRQ_MASK))
     call3(get(box, mb.FN_HARD_IRQ), env, vector, 1)
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
+    watch_iret(env)
     if kind == NMI:
         hflags2 = env + lay.ENV_HFLAGS2
         st32(hflags2, ld32(hflags2) | lay.HF2_NMI_MASK)
