@@ -29,6 +29,9 @@ WORDS = (
     mb.VEC_VECTOR,
     mb.VEC_ERROR,
     mb.VEC_NEXT_RIP,
+    mb.TASK_PENDING,
+    mb.TASK_NESTED,
+    mb.TASK_ERROR,
     *range(mb.VECTOR_COUNTS, mb.VECTOR_COUNTS + 256),
 )
 LAYOUT = struct.Struct(f"<{len(MAGIC)}s{len(WORDS)}Q{lay.ENV_SAVED}s{lay.MTRR_SIZE}s")

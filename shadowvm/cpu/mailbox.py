@@ -52,6 +52,10 @@ FN_UPDATE_CR0 = _next()
 FN_LOAD16 = _next()
 FN_LTR = _next()
 FN_IRET = _next()
+FN_LJMP = _next()
+FN_LOAD32 = _next()
+FN_STORE16 = _next()
+FN_STORE32 = _next()
 
 # The last exit.
 EXIT = _next()
@@ -153,6 +157,12 @@ VECTORING = _next()
 VEC_VECTOR = _next()
 VEC_ERROR = _next()
 VEC_NEXT_RIP = _next()
+TASK_FROM = _next()
+"""The task in which the last delivery began."""
+TASK_PENDING = _next()
+TASK_NESTED = _next()
+TASK_ERROR = _next()
+"""What is left of a task switch, the new task's NT, and one more than the error code to push, 0 for none."""
 STOP = _next()
 WATCHED = _next()
 """How many data breakpoints DR7 has on."""

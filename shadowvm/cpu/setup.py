@@ -53,6 +53,10 @@ NATIVE_CALLS = {
     mb.FN_UPDATE_CR0: "cpu_x86_update_cr0",
     mb.FN_LTR: "helper_ltr",
     mb.FN_IRET: "helper_iret_protected",
+    mb.FN_LJMP: "helper_ljmp_protected",
+    mb.FN_LOAD32: "cpu_ldl_mmuidx_ra",
+    mb.FN_STORE16: "cpu_stw_mmuidx_ra",
+    mb.FN_STORE32: "cpu_stl_mmuidx_ra",
     mb.FN_SET_DR: "helper_set_dr",
     mb.FN_LOAD16: "cpu_lduw_mmuidx_ra",
 }

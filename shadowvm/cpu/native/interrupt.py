@@ -18,6 +18,7 @@ from .decode import prefixes
 from .intercept import on_intercept, refuse_cr3
 from .iret import watch_iret
 from .memory import bump, call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
+from .task_switch import finish_switch, forget_switch
 from .translate import code_byte
 
 STOPPED, QUANTUM = int(CpuExit.STOPPED), int(CpuExit.QUANTUM)
@@ -67,6 +68,7 @@ def deliver(box, vector):
     """Let QEMU deliver cpu->exception_index; comes back only if it got through."""
     charge(box)
     env = get_env(box)
+    put(box, mb.TASK_FROM, ld32(env + lay.ENV_TR))
     prepare_tss(env)
     hflags = env + lay.ENV_HFLAGS
     # With HF_GUEST QEMU would note the event in the VMCB, which costs more than the delivery.
@@ -129,6 +131,7 @@ def on_exception(box, vector):
             leave(box, QUANTUM)
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
+    forget_switch(box)
     cut(box, linear_rip(env))
     error = ld32(env + lay.ENV_ERROR_CODE)
     if vector in (x86.GP_VECTOR, x86.NP_VECTOR) and error & 2 and ld32(env + lay.ENV_HFLAGS) & lay.HF_LMA_MASK:
@@ -187,6 +190,7 @@ def deliver_queued(box, cpu, env):
 def deliver_hard(box, env, kind, vector):
     """An interrupt or NMI: no error code whatever the vector. NMIs are then blocked until an IRET."""
     charge(box)
+    put(box, mb.TASK_FROM, ld32(env + lay.ENV_TR))
     prepare_tss(env)
     st32(env + lay.ENV_OLD_EXCEPTION, UNSET)
     hflags = env + lay.ENV_HFLAGS
@@ -217,7 +221,11 @@ def on_interrupt(cpu):
         remember(box, EXCEPTION, x86.DB_VECTOR, 0, 0)
         deliver(box, x86.DB_VECTOR)
         return True
+    if get(box, mb.TASK_PENDING) != 0 and get(box, mb.EVENT_KIND) == 0:
+        finish_switch(box, env)
+        return True
     if get(box, mb.EVENT_KIND) != 0:
+        forget_switch(box)
         end_quantum(box)
         put(box, mb.LAST_TB, 0)
         deliver_queued(box, cpu, env)

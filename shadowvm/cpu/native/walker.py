@@ -14,6 +14,7 @@ from .blocks import cut, leave, linear_rip, run_again
 from .coherence import note_new_code
 from .intercept import refuse_cr3
 from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .task_switch import note_switch
 from .translate import LOW32, PAE_LEVEL, is_canonical
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
@@ -220,15 +221,19 @@ def other_root(box):
 def refuse(box, va, size, access, idx, retaddr, code):
     """Leave the run: the access cannot be done. Does not return. A function of its own, to keep the fill short."""
     cpu, env = get(box, mb.CPU), get_env(box)
-    call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
-    if access == FETCH:
+    if note_switch(box, env):
+        pass
+    elif access == FETCH:
+        call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
         if code == WALK_FAULT:
             execute_alone(box, cpu, env, va)
         tb = get(box, mb.LAST_TB)
         if tb != 0 and ld64(tb + lay.TB_CFLAGS) & lay.CF_INVALID:
             cut(box, linear_rip(env))
-    elif get(box, mb.DELIVERING) == 0:
-        cut(box, linear_rip(env))
+    else:
+        call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
+        if get(box, mb.DELIVERING) == 0:
+            cut(box, linear_rip(env))
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
     put(box, mb.EXIT_VA, va)
