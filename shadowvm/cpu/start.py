@@ -13,14 +13,18 @@ from .segments import Segment, TableRegister, real_mode
 
 PROTECTED_MODE_CR0 = x86.CR0_PE | 0x10
 RESET_CR0 = 0x6000_0010
+REAL_MODE_IDTR = TableRegister(0, 0x3FF)
 RESET_DR6, RESET_DR7 = 0xFFFF_0FF0, 0x400
 
 
 def protected_mode(cpu: Registers, entry: int, gdtr: TableRegister) -> None:
-    """32-bit mode without paging at CPL 0: flat CS 0x08 and data segments 0x10, no IDT. General registers are 0."""
+    """32-bit mode without paging at CPL 0: flat CS 0x08 and data segments 0x10. General registers are 0.
+
+    IDTR is still that of real mode, as a PC's loaders leave it: a kernel that goes back there finds its vectors at 0.
+    """
     _leave_long_mode(cpu, PROTECTED_MODE_CR0)
     cpu.set_flat_segments(seg.CODE32_FLAGS)
-    cpu.gdtr, cpu.idtr = gdtr, TableRegister(0, 0)
+    cpu.gdtr, cpu.idtr = gdtr, REAL_MODE_IDTR
     _clear_general(cpu)
     cpu.rip = entry
 

@@ -7,7 +7,7 @@ import pytest
 from shadowvm.addr import Hpa
 from shadowvm.cpu import mailbox as mb
 from shadowvm.cpu.engine import CpuExit
-from shadowvm.cpu.segments import CS, DS, SS, Segment, TableRegister
+from shadowvm.cpu.segments import CODE16_FLAGS, CS, DS, SS, Segment, TableRegister
 from tests.cpu.machine import CODE, RAX, RBX, RDX, RESET_FRAME, RSP, FlatMachine, Machine
 
 
@@ -79,6 +79,23 @@ def test_multiboot_state_is_flat_32_bit_code(machine: FlatMachine) -> None:
     assert e.enter() == CpuExit.HLT
     assert (machine.reg(1), machine.reg(RDX), machine.ram.q[0x5000 >> 3]) == (8, 0x2BADB002, 0x9500)
     assert machine.ram.b[0x7FFC] == 0x99
+
+
+def test_a_multiboot_kernel_that_goes_to_real_mode_finds_its_vectors_at_0(machine: FlatMachine) -> None:
+    leave = "jmp 8:there\n there: mov eax,cr0\n and al,0xfe\n mov cr0,eax\n jmp 0:real\n real: xor ax,ax\n mov ds,ax\n"
+    machine.code(CODE, f"{leave} mov ss,ax\n mov sp,0x8000\n mov ebx,5\n int 0x11\n mov ecx,7\n hlt", 16)
+    machine.code(0x3000, "inc ebx\n iret", 16)
+    machine.write(0x2000, bytes(8) + bytes.fromhex("ffff0000009b0000"))
+    e = machine.engine
+    e.init_protected_mode(CODE, 0, 0, 0x2000, 15)
+    e.set_segment(CS, e.segment(CS)._replace(flags=CODE16_FLAGS))
+    machine.vector(0x11, 0x3000)
+    machine.load()
+    code = e.enter()
+    while code == CpuExit.CR_ACCESS:
+        machine.load()
+        code = e.enter()
+    assert (code, machine.reg(RBX), machine.reg(1)) == (CpuExit.HLT, 6, 7)
 
 
 def test_protected_mode_can_be_left_for_real_mode_and_back(machine: FlatMachine) -> None:
