@@ -19,8 +19,8 @@ from .arena import Arena
 HIDDEN_PAGES = 1 + svm.MSRPM_SIZE // PAGE_SIZE
 """The VMCB's page, then the MSR permission map."""
 NATIVE = (svm.EXIT_TR_WRITE,)
-DR_WRITES = 0b1010_1111
-"""Always on, and no exits: instructions that Unicorn gets wrong and native code does. DR4 and DR6 need nothing."""
+ALL_DRS = 0xFF
+"""Writes are always intercepted, and are no exits: native code does what Unicorn gets wrong."""
 CR_WRITES = 1 << 0 | 1 << 4 | 1 << 8
 CR3_WRITE = 1 << 3
 CR3_RESERVED = ~((1 << 52) - 1) & (1 << 64) - 1
@@ -43,11 +43,15 @@ class Controls:
     def arm(self) -> None:
         """Point the CPU at the hidden pages and turn intercepts on; which ones is left as it is."""
         ctypes.c_uint64.from_address(self._env_address + lay.ENV_VM_VMCB).value = self._base
-        ctypes.c_uint16.from_address(self._env_address + lay.ENV_INTERCEPT_DR_WRITE).value = DR_WRITES
+        ctypes.c_uint16.from_address(self._env_address + lay.ENV_INTERCEPT_DR_WRITE).value = ALL_DRS
         for code in NATIVE:
             self._set(code, True)
         ctypes.c_uint32.from_address(self._env_address + lay.ENV_HFLAGS).value |= lay.HF_GUEST_MASK
         ctypes.c_uint32.from_address(self._env_address + lay.ENV_HFLAGS2).value |= lay.HF2_VINTR_MASK
+
+    def set_general_detect(self, on: bool) -> None:
+        """DR7.GD has been set or cleared from outside: reads of debug registers are intercepted while it is set."""
+        ctypes.c_uint16.from_address(self._env_address + lay.ENV_INTERCEPT_DR_READ).value = ALL_DRS if on else 0
 
     def _set(self, code: int, on: bool) -> None:
         bit = 1 << code - svm.EXIT_INTR
@@ -92,6 +96,15 @@ class Controls:
     @msr.setter
     def msr(self, on: bool) -> None:
         self._set(svm.EXIT_MSR, on)
+
+    @property
+    def check_msrs(self) -> bool:
+        """WRMSR of bases and entry points, if not passed, is no exit: #GP for an address that is not canonical."""
+        return bool(self.box[mb.CHECK_MSRS])
+
+    @check_msrs.setter
+    def check_msrs(self, on: bool) -> None:
+        self.box[mb.CHECK_MSRS] = on
 
     def pass_msr(self, index: int, *, read: bool = True, write: bool = True) -> None:
         """Let the guest read or write an MSR without an exit; Unicorn checks no values."""

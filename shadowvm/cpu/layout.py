@@ -46,7 +46,7 @@ ENV_MAILBOX = 0x1588
 """tsc_offset in QEMU. RDTSC is ours, so the word is free: it holds the mailbox's address."""
 ENV_INTERCEPT = 0x1590
 ENV_INTERCEPT_CR_WRITE = 0x159A
-ENV_INTERCEPT_DR_WRITE = 0x159E
+ENV_INTERCEPT_DR_READ, ENV_INTERCEPT_DR_WRITE = 0x159C, 0x159E
 ENV_V_TPR = 0x15B4
 ENV_SAVED = 0x15C0
 """Bytes of env that are registers: what uc_context_save copies."""
@@ -56,6 +56,7 @@ ENV_MTRR, MTRR_SIZE = 0x18B0, 0xE0
 
 ENV_FEATURES = 0x1600
 FEATURES_LOW, FEATURES_EXTENDED = 0, 6
+FEATURE_7_ECX = 3
 """Feature words of leaves 1 and 7, and of 0x80000001."""
 
 ES, CS, SS, DS, FS, GS = range(6)
@@ -106,6 +107,8 @@ HF_CS32_MASK = 1 << 4
 HF_PE_MASK = 1 << 7
 HF_LMA_MASK = 1 << 14
 HF_CS64_MASK = 1 << 15
+HF_OF_EFLAGS = 1 << 8 | 3 << 12 | 1 << 17
+"""TF, IOPL, VM: x86_update_hflags copies them into hflags, where they would outlive a change of RFLAGS."""
 HF_GUEST_MASK = 1 << 21
 HF_SMAP_MASK = 1 << 23
 HF2_NMI_MASK = 1 << 2

@@ -64,6 +64,8 @@ EXIT_ACCESS = _next()
 EXIT_USER = _next()
 EXIT_SMAP = _next()
 EXIT_SIZE = _next()
+EXIT_STACK = _next()
+"""NON_CANONICAL through SS: it is #SS."""
 EXIT_LEVEL = _next()
 EXIT_TABLE = _next()
 EXIT_WHY = _next()
@@ -170,6 +172,14 @@ WATCH_HITS = _next()
 """Bits for DR6: #DB is due after this instruction."""
 WATCH_ALONE = _next()
 """RIP of the instruction that hit and is done again alone."""
+WATCH_VA = _next()
+WATCH_SIZE = _next()
+WATCH_BACK = _next()
+"""The last access to a watched page: address, size, return address."""
+RESUME = _next()
+"""RF is set: 1 before the instruction that it is for, 2 after it."""
+CHECK_MSRS = _next()
+"""WRMSR of what takes canonical addresses is checked and done natively."""
 
 # Statistics only.
 FILLS = _next()

@@ -67,10 +67,16 @@ def write_flags(lib: Library, env: int, value: int) -> None:
     ctypes.c_uint64.from_address(env + lay.ENV_EFLAGS).value |= RFLAGS_FIXED
 
 
+def update_hflags(lib: Library, env: int) -> None:
+    """Recompute the state that is derived from segments, control registers and EFER."""
+    lib.x86_update_hflags(env)
+    ctypes.c_uint32.from_address(env + lay.ENV_HFLAGS).value &= ~lay.HF_OF_EFLAGS
+
+
 def write_efer(lib: Library, env: int, value: int) -> None:
     """EFER with LMA as given; the derived state follows."""
     ctypes.c_uint64.from_address(env + lay.ENV_EFER).value = value
-    lib.x86_update_hflags(env)
+    update_hflags(lib, env)
 
 
 def write_flat_segments(env: int, code_flags: int) -> None:
@@ -208,11 +214,11 @@ class Registers:
     def set_flat_segments(self, code_flags: int) -> None:
         """See write_flat_segments."""
         write_flat_segments(self._env_address, code_flags)
-        self._lib.x86_update_hflags(self._env_address)
+        update_hflags(self._lib, self._env_address)
 
     def _set_cache(self, offset: int, segment: Segment) -> None:
         seg.write(self._env_address, offset, segment)
-        self._lib.x86_update_hflags(self._env_address)
+        update_hflags(self._lib, self._env_address)
 
     @property
     def tr(self) -> Segment:

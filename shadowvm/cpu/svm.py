@@ -9,7 +9,7 @@ from __future__ import annotations
 EXIT_BASE = 0x100
 """UC_HOOK_INTR gets this plus the exit code."""
 EXIT_WRITE_CR0 = 0x10
-EXIT_WRITE_DR0 = 0x30
+EXIT_READ_DR0, EXIT_WRITE_DR0 = 0x20, 0x30
 EXIT_INTR = 0x60
 """Bit 0 of the intercept word."""
 EXIT_TR_WRITE, EXIT_CPUID, EXIT_IRET, EXIT_INVLPG, EXIT_MSR, EXIT_SHUTDOWN = 0x6D, 0x72, 0x74, 0x79, 0x7C, 0x7F

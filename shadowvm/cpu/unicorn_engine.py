@@ -9,7 +9,7 @@ Unicorn's TLB is filled by the native walker (native/walker.py) from tables of 3
 writes nothing there but A and D bits. `env` is Unicorn's live register file as 64-bit words, with indices of
 registers.py; `box` is the mailbox. `controls` says which instructions exit. An entry with a walk fault takes 1 us.
 Known to be missing: segment limits, #UD for VEX without AVX, SYSRET's and SYSEXIT's #GP for a non-canonical target
-(the fault comes at the target, as on AMD's), RF in the flags that a fault pushes, DR7.GD.
+(the fault comes at the target, as on AMD's), alignment checks (#AC, and of SSE operands), unmasked SSE exceptions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from .setup import (
 )
 from .smp import CodeShare, Suspects
 
-DR6_BS = 1 << 14
+DR6_BS, DR7_GD = 1 << 14, 1 << 13
 # Every exit needs these: one lookup less each.
 _EXIT, _VECTORING, _INTERRUPT, _NMI = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT, EventKind.NMI
 IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
@@ -397,6 +397,8 @@ class UnicornEngine(Registers):
 
     def _breakpoints_changed(self) -> None:
         self.box[mb.WATCHED] = data_breakpoints(self.env[DR7])
+        self.controls.set_general_detect(bool(self.env[DR7] & DR7_GD))
+        self._request.value |= lay.INTERRUPT_HARD
         self.flush_tlb()
 
     def drop_code(self, pfn: Pfn) -> None:

@@ -60,7 +60,7 @@ def machine(request: pytest.FixtureRequest) -> Machine:
     [
         ("mov rax,[rdi]", 3, 4, 0x7FFF123),
         ("mov [rdi],rax", 3, 6, 0x7FFF0F9),
-        ("lock xadd [rdi],rax", 5, 4, 0x7FFF008),
+        ("lock xadd [rdi],rax", 5, 6, 0x7FFF008),
     ],
 )
 def test_a_queued_page_fault_reaches_the_guest_at_cpl_3(

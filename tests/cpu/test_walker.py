@@ -83,7 +83,7 @@ def test_native_walk_equals_its_twin_on_random_tables(seed: int) -> None:
     [
         ("mov rax,[0x200123]", READ, 0x200123),
         ("mov [0x2007f9],rax", WRITE, 0x2007F9),
-        ("lock xadd [0x200008],rax", READ, 0x200008),
+        ("lock xadd [0x200008],rax", WRITE, 0x200008),
         ("mov eax,0x200456\n jmp rax", FETCH, 0x200456),
     ],
 )

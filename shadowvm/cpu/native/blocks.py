@@ -16,6 +16,8 @@ from .memory import bump, call1, call2, call3, get, get_env, inline, ld8, ld32, 
 QUANTUM, STOPPED = int(CpuExit.QUANTUM), int(CpuExit.STOPPED)
 LAST_WORD_TRIED = 64
 UNSET = 0xFFFF_FFFF
+RF = 1 << 16
+RESUMING, RESUMED = 1, 2
 
 
 @inline
@@ -37,6 +39,7 @@ def leave(box, code):
     put(box, mb.DELIVERING, 0)
     put(box, mb.LAST_TB, 0)
     put(box, mb.ASKED, 0)
+    put(box, mb.RESUME, 0)
     put(box, mb.SINGLE, -1)
     hflags = cpu + lay.CPU_ENV + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
@@ -53,6 +56,36 @@ def linear_rip(env):
 
 
 @inline
+def signed_delta(at):
+    """(value, address behind it) of the signed LEB128 number at `at`."""
+    value = 0
+    shift = 0
+    byte = 0x80
+    while byte & 0x80:
+        byte = ld8(at)
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    if shift < 64 and byte & 0x40:
+        value -= 1 << shift
+    return value, at
+
+
+@inline
+def last_start(tb):
+    """Address of the last instruction of block `tb`."""
+    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
+    at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
+    here = ld64(tb + lay.TB_PC)
+    for _ in range(count):
+        delta, at = signed_delta(at)
+        here += delta
+        _op, at = signed_delta(at)
+        _host, at = signed_delta(at)
+    return here
+
+
+@inline
 def insn_index(tb, pc):
     """Which instruction of block `tb` starts at `pc`, or -1.
 
@@ -63,19 +96,10 @@ def insn_index(tb, pc):
     at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
     here = ld64(tb + lay.TB_PC)
     for i in range(count):
-        for column in range(3):
-            value = 0
-            shift = 0
-            byte = 0x80
-            while byte & 0x80:
-                byte = ld8(at)
-                at += 1
-                value |= (byte & 0x7F) << shift
-                shift += 7
-            if shift < 64 and byte & 0x40:
-                value -= 1 << shift
-            if column == 0:
-                here += value
+        delta, at = signed_delta(at)
+        here += delta
+        _op, at = signed_delta(at)
+        _host, at = signed_delta(at)
         if here == pc:
             return i
     return -1
@@ -146,6 +170,9 @@ def on_block_slow(box, slot, pc):
     st64(env + lay.ENV_EIP, pc - ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE))
     if get(box, mb.KICK) != 0:
         unkick(box)
+        if get(box, mb.RESUME) == RESUMED:
+            put(box, mb.RESUME, 0)
+            st64(env + lay.ENV_EFLAGS, ld64(env + lay.ENV_EFLAGS) & ~RF)
         if shortened != 0:
             put(box, mb.ASKED, 1)
             st32(cpu + lay.CPU_CFLAGS_NEXT_TB, shortened)
@@ -163,6 +190,18 @@ def on_block_slow(box, slot, pc):
         run_again(box)
     put(box, mb.BUDGET, left - count)
     put(box, mb.LAST_TB, tb)
+    if get(box, mb.RESUME) != 0:
+        put(box, mb.RESUME, RESUMED)
+        steal(box)
+
+
+@inline
+def steal(box):
+    """Have the next block come to `on_block_slow`."""
+    if get(box, mb.KICK) == 0:
+        put(box, mb.KICK, 1)
+        put(box, mb.STOLEN, get(box, mb.BUDGET))
+        put(box, mb.BUDGET, 0)
 
 
 @inline

@@ -1,4 +1,6 @@
-"""Data breakpoints of DR0-3, which Unicorn leaves out: found by the page walker, trapped after the instruction.
+"""Debug registers: data breakpoints, which Unicorn leaves out, general detect, and the values that are refused.
+
+Data breakpoints are found by the page walker and trapped after the instruction.
 
 The TLB entry of a page with a breakpoint serves one access, so that each comes here with its address. An instruction
 that hits is done again alone; the main loop then raises #DB before the next (SDM vol. 3, 17.2).
@@ -7,17 +9,22 @@ that hits is done again alone; the main loop then raises #DB before the next (SD
 
 from __future__ import annotations
 
+from ... import x86
 from .. import layout as lay
 from .. import mailbox as mb
-from .blocks import cut, linear_rip, run_again
+from .blocks import RESUMING, RF, cut, linear_rip, run_again, steal
 from .decode import LOW32, REX_B, is_code64, prefixes
 from .intercept import retire
-from .memory import call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
+from .memory import call1, call3, call4, get, get_env, inline, ld32, ld64, put, st16, st32, st64
 from .translate import code_byte
 
 WRITE = 1
 TYPE_WRITE, TYPE_ACCESS = 1, 3
 PAGE_MASK = -4096
+DR6_BD, DR7_GD = 1 << 13, 1 << 13
+DR6_ONES, DR6_ZEROS = 0xFFFF_0FF0, 1 << 12
+DR7_ONES, DR7_ZEROS = 1 << 10, 0xD000
+FIRST_CHECKED, ALL_DRS = 4, 0xFF
 
 
 @inline
@@ -40,6 +47,56 @@ def watch_breakpoints(box):
     if count != get(box, mb.WATCHED) or count != 0:
         call1(get(box, mb.FN_FLUSH), get(box, mb.CPU))
     put(box, mb.WATCHED, count)
+    if has_code_breakpoint(env):
+        request = get(box, mb.CPU) + lay.CPU_INTERRUPT_REQUEST
+        st32(request, ld32(request) | lay.INTERRUPT_HARD)
+    general = ld64(env + lay.ENV_DR + 8 * 7) & DR7_GD
+    st16(env + lay.ENV_INTERCEPT_DR_READ, ALL_DRS if general else 0)
+
+
+@inline
+def clear_general_detect(env):
+    """#DB is being delivered: its handler may use the debug registers (SDM vol. 3, 17.2.4)."""
+    dr7 = env + lay.ENV_DR + 8 * 7
+    if ld64(dr7) & DR7_GD:
+        st64(dr7, ld64(dr7) & ~DR7_GD)
+        st16(env + lay.ENV_INTERCEPT_DR_READ, 0)
+
+
+@inline
+def detect_access(box, env):
+    """MOV to or from a debug register: with DR7.GD it is #DB instead, before anything is done."""
+    if ld64(env + lay.ENV_DR + 8 * 7) & DR7_GD:
+        dr6 = env + lay.ENV_DR + 8 * 6
+        st64(dr6, ld64(dr6) | DR6_BD)
+        call4(get(box, mb.FN_RAISE), env, x86.DB_VECTOR, 0, 0)
+
+
+@inline
+def legal_value(i, value):
+    """What a debug register keeps of a value: reserved bits are fixed (SDM vol. 3, 17.2.3 and 17.2.4)."""
+    if i in (4, 6):
+        return value & ~DR6_ZEROS | DR6_ONES
+    return value & ~DR7_ZEROS | DR7_ONES if i in (5, 7) else value
+
+
+@inline
+def has_code_breakpoint(env):
+    """Has DR7 a breakpoint on execution on?"""
+    dr7 = ld64(env + lay.ENV_DR + 8 * 7)
+    found = False
+    for i in range(4):
+        found |= dr7 >> 2 * i & 3 != 0 and dr7 >> 16 + 4 * i & 3 == 0
+    return found
+
+
+@inline
+def resume(box, cpu, env):
+    """RF is set and there are breakpoints: it is for one instruction, where Unicorn would take it for a block."""
+    if ld64(env + lay.ENV_EFLAGS) & RF and get(box, mb.STEP) == 0 and has_code_breakpoint(env):
+        put(box, mb.RESUME, RESUMING)
+        put(box, mb.ASKED, 1)
+        st32(cpu + lay.CPU_CFLAGS_NEXT_TB, 1)
 
 
 @inline
@@ -48,7 +105,10 @@ def on_write_dr(box, env, pc):
     at, rex, _segment, _has_67, _has_lock = prefixes(box, pc)
     modrm = code_byte(box, at + 2)
     value = ld64(env + lay.ENV_REGS + 8 * (modrm & 7 | (rex & REX_B) << 3))
-    call3(get(box, mb.FN_SET_DR), env, modrm >> 3 & 7, value if is_code64(env) else value & LOW32)
+    if is_code64(env) and modrm >> 3 & 7 >= FIRST_CHECKED and value >> 32 != 0:
+        call4(get(box, mb.FN_RAISE), env, x86.GP_VECTOR, 0, 0)
+    value = legal_value(modrm >> 3 & 7, value if is_code64(env) else value & LOW32)
+    call3(get(box, mb.FN_SET_DR), env, modrm >> 3 & 7, value)
     watch_breakpoints(box)
     retire(box, at + 3 - pc)
 
@@ -76,11 +136,25 @@ def is_watched(env, page):
 
 
 @inline
+def is_second_page(box, va, size, retaddr):
+    """Is this no access? Before a store that is not aligned Unicorn looks at the page of the byte behind it, from its
+    start on, even if that is the same page."""
+    last, end = get(box, mb.WATCH_VA), get(box, mb.WATCH_VA) + get(box, mb.WATCH_SIZE)
+    same = get(box, mb.WATCH_BACK) == retaddr
+    put(box, mb.WATCH_VA, va)
+    put(box, mb.WATCH_SIZE, size)
+    put(box, mb.WATCH_BACK, retaddr)
+    return same and va & ~PAGE_MASK == 0 and va < last and va + size == end
+
+
+@inline
 def on_watched_access(box, va, size, access, retaddr):
     """A data access while there are data breakpoints: how much of a page its TLB entry may serve."""
     cpu, env = get(box, mb.CPU), get_env(box)
     if not is_watched(env, va & PAGE_MASK):
         return 4096
+    if is_second_page(box, va, size, retaddr):
+        return 1
     found = hits(env, va, size, access)
     if found != 0 and get(box, mb.DELIVERING) == 0:
         call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
@@ -100,10 +174,8 @@ def on_watched_access(box, va, size, access, retaddr):
 def request_trap(box, cpu):
     """Have the main loop look before the next block. In a plain run the one-instruction block returns to it."""
     st32(cpu + lay.CPU_INTERRUPT_REQUEST, ld32(cpu + lay.CPU_INTERRUPT_REQUEST) | lay.INTERRUPT_HARD)
-    if get(box, mb.COUNTING) != 0 and get(box, mb.KICK) == 0:
-        put(box, mb.KICK, 1)
-        put(box, mb.STOLEN, get(box, mb.BUDGET))
-        put(box, mb.BUDGET, 0)
+    if get(box, mb.COUNTING) != 0:
+        steal(box)
 
 
 @inline

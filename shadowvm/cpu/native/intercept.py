@@ -12,11 +12,11 @@ from .. import layout as lay
 from .. import mailbox as mb
 from .. import svm
 from ..engine import CpuExit
-from .blocks import cut, leave, linear_rip
-from .decode import LOW32, REX_B, REX_R, is_code64, memory_operand, prefixes
+from .blocks import cut, last_start, leave, linear_rip
+from .decode import LOW32, MAX_LENGTH, REX_B, REX_R, is_code64, memory_operand, prefixes
 from .iret import interrupt_return
 from .memory import bump, call2, call4, get, get_env, inline, ld32, ld64, put, st32, st64
-from .translate import code_byte
+from .translate import code_byte, is_canonical
 
 CR_WRITE, MSR_READ, MSR_WRITE = int(CpuExit.CR_WRITE), int(CpuExit.MSR_READ), int(CpuExit.MSR_WRITE)
 CPUID, INVLPG, SHUTDOWN = int(CpuExit.CPUID), int(CpuExit.INVLPG), int(CpuExit.SHUTDOWN)
@@ -24,6 +24,7 @@ CLTS, LMSW, MOV_TO_CR = 0x06, 0x01, 0x22
 CR0_TS, LMSW_BITS = 8, 0xE
 CR8 = 8
 TF = 1 << 8
+LA57 = 1 << 16
 DR6_BS = 1 << 14
 
 
@@ -89,6 +90,42 @@ def load_task_register(box, env, pc, at, rex, segment, has_67):
 
 
 @inline
+def checked_msr(index):
+    """Where in env an MSR is that takes canonical addresses only, or 0."""
+    if index == 0x175:
+        return lay.ENV_SYSENTER_ESP
+    if index == 0x176:
+        return lay.ENV_SYSENTER_EIP
+    if index == 0xC000_0082:
+        return lay.ENV_LSTAR
+    if index == 0xC000_0083:
+        return lay.ENV_CSTAR
+    if index == 0xC000_0102:
+        return lay.ENV_KERNEL_GS_BASE
+    if index == 0xC000_0100:
+        return lay.ENV_SEGS + lay.SEG_SIZE * lay.FS + lay.SEG_BASE
+    if index == 0xC000_0101:
+        return lay.ENV_SEGS + lay.SEG_SIZE * lay.GS + lay.SEG_BASE
+    return 0
+
+
+@inline
+def write_checked_msr(box, env, length):
+    """WRMSR: what needs a check only is done here, the rest is an exit. Canonical is what the widest paging mode of
+    the CPU can translate, whether it is on or not."""
+    regs = env + lay.ENV_REGS
+    where = checked_msr(ld64(regs + 8 * lay.RCX) & LOW32)
+    if where == 0 or get(box, mb.CHECK_MSRS) == 0:
+        leave(box, MSR_WRITE)
+    value = (ld64(regs + 8 * lay.RDX) << 32) | ld64(regs + 8 * lay.RAX) & LOW32
+    leaf7 = ld64(env + lay.ENV_FEATURES + 8 * lay.FEATURE_7_ECX)
+    if not is_canonical(value, 5 if leaf7 & LA57 else 4):
+        call4(get(box, mb.FN_RAISE), env, x86.GP_VECTOR, 0, 0)
+    st64(env + where, value)
+    retire(box, length)
+
+
+@inline
 def on_cr_write(box, env, pc):
     """MOV to CR0, CR3, CR4 or CR8 is an exit."""
     at, rex, segment, has_67, has_lock = prefixes(box, pc)
@@ -130,7 +167,10 @@ def on_intercept(box, code):
         return
     put(box, mb.EXIT_INSN_LEN, at + 2 - pc)
     if code == svm.EXIT_MSR:
-        leave(box, MSR_WRITE if ld32(env + lay.ENV_ERROR_CODE) else MSR_READ)
+        if ld32(env + lay.ENV_ERROR_CODE):
+            write_checked_msr(box, env, at + 2 - pc)
+            return
+        leave(box, MSR_READ)
     if code == svm.EXIT_INVLPG:
         va, end = memory_operand(box, at + 2, rex, segment, has_67)
         put(box, mb.EXIT_VA, va)
@@ -153,12 +193,15 @@ def refuse_cr3(box, env):
     if code_byte(box, pc) != 0x0F or code_byte(box, pc + 1) != MOV_TO_CR or modrm >> 3 & 7 != 3:
         return
     gpr = modrm & 7
-    length = 3
     rex = code_byte(box, pc - 1)
-    if is_code64(env) and rex & 0xF0 == 0x40:
-        length = 4
-        if rex & REX_B and ld64(env + lay.ENV_REGS + 8 * (gpr | 8)) == value:
-            gpr |= 8
+    length = 4 if is_code64(env) and rex & 0xF0 == 0x40 else 3
+    tb = get(box, mb.LAST_TB)
+    if tb != 0:
+        # The byte before may be the end of another instruction; the block knows.
+        start = last_start(tb)
+        length = pc + 3 - start if 0 <= pc - start <= MAX_LENGTH - 3 else length
+    if length > 3 and rex & REX_B and ld64(env + lay.ENV_REGS + 8 * (gpr | 8)) == value:
+        gpr |= 8
     st64(env + lay.ENV_EIP, ld64(env + lay.ENV_EIP) - length)
     st64(env + lay.ENV_CR + 24, get(box, mb.KEY_CR3))
     put(box, mb.BUDGET, get(box, mb.BUDGET) + 1)

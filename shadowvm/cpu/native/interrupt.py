@@ -13,7 +13,7 @@ from .. import mailbox as mb
 from .. import svm
 from ..engine import CpuExit, EventKind
 from .blocks import cut, leave, linear_rip, settle_self_modified
-from .debug import on_write_dr, take_hits
+from .debug import clear_general_detect, detect_access, has_code_breakpoint, on_write_dr, resume, take_hits
 from .decode import prefixes
 from .intercept import on_intercept, refuse_cr3
 from .iret import watch_iret
@@ -27,6 +27,7 @@ SEGMENT_FLAGS_TSS = 0x8900
 UNSET = 0xFFFF_FFFF
 ERROR_EXT = 1
 OPCODE_INT3, OPCODE_INT, OPCODE_INTO, OPCODE_INT1 = 0xCC, 0xCD, 0xCE, 0xF1
+RF = 1 << 16
 
 
 @inline
@@ -46,6 +47,13 @@ def prepare_tss(env):
         st64(env + lay.ENV_TR + lay.SEG_BASE, 0)
         st32(env + lay.ENV_TR + lay.SEG_LIMIT, 0)
         st32(env + lay.ENV_TR + lay.SEG_FLAGS, SEGMENT_FLAGS_TSS)
+
+
+@inline
+def set_resume_flag(env, vector):
+    """A fault pushes RF set, for its instruction to be done again past a breakpoint on it (SDM vol. 3, 17.3.1.1)."""
+    if vector not in (x86.DB_VECTOR, x86.BP_VECTOR, x86.OF_VECTOR):
+        st64(env + lay.ENV_EFLAGS, ld64(env + lay.ENV_EFLAGS) | RF)
 
 
 @inline
@@ -70,6 +78,8 @@ def deliver(box, vector):
     env = get_env(box)
     put(box, mb.TASK_FROM, ld32(env + lay.ENV_TR))
     prepare_tss(env)
+    if vector == x86.DB_VECTOR:
+        clear_general_detect(env)
     hflags = env + lay.ENV_HFLAGS
     # With HF_GUEST QEMU would note the event in the VMCB, which costs more than the delivery.
     st32(hflags, ld32(hflags) & ~(lay.HF_GUEST_MASK | lay.HF_INHIBIT_IRQ_MASK))
@@ -106,8 +116,9 @@ def on_exception(box, vector):
     env = get_env(box)
     hflags = env + lay.ENV_HFLAGS
     st32(hflags, ld32(hflags) | lay.HF_GUEST_MASK)
-    if svm.EXIT_WRITE_DR0 <= vector - svm.EXIT_BASE <= svm.EXIT_WRITE_DR0 + 7:
+    if svm.EXIT_READ_DR0 <= vector - svm.EXIT_BASE <= svm.EXIT_WRITE_DR0 + 7:
         cut(box, linear_rip(env))
+        detect_access(box, env)
         on_write_dr(box, env, linear_rip(env))
         return
     if vector >= svm.EXIT_BASE:
@@ -142,6 +153,7 @@ def on_exception(box, vector):
         error |= ERROR_EXT
         st32(env + lay.ENV_ERROR_CODE, error)
     remember(box, EXCEPTION, vector, error, 0)
+    set_resume_flag(env, vector)
     deliver(box, vector)
     stop_at_handler(box)
 
@@ -181,6 +193,8 @@ def deliver_queued(box, cpu, env):
     st64(env + lay.ENV_EXCEPTION_NEXT_EIP, next_rip)
     contributory = vector in (x86.DE_VECTOR, x86.DF_VECTOR, x86.PF_VECTOR) or 10 <= vector <= 13
     st32(env + lay.ENV_OLD_EXCEPTION, vector if contributory and kind == EXCEPTION else UNSET)
+    if kind == EXCEPTION:
+        set_resume_flag(env, vector)
     deliver(box, vector)
     if kind == SOFTWARE:
         put(box, mb.BUDGET, get(box, mb.BUDGET) - 1)
@@ -203,6 +217,20 @@ def deliver_hard(box, env, kind, vector):
         st32(hflags2, ld32(hflags2) | lay.HF2_NMI_MASK)
     put(box, mb.DELIVERING, 0)
     bump(box, mb.VECTOR_COUNTS + vector)
+
+
+@inline
+def hard_event(box, cpu, env):
+    """NMI or INTERRUPT if one waits and may be delivered now, else 0."""
+    if get(box, mb.IRQ_PENDING) == 0 and get(box, mb.NMI_PENDING) == 0:
+        if not has_code_breakpoint(env):
+            st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
+        return 0
+    if ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK or get(box, mb.STEP) != 0:
+        return 0
+    if get(box, mb.NMI_PENDING) != 0 and not ld32(env + lay.ENV_HFLAGS2) & lay.HF2_NMI_MASK:
+        return NMI
+    return INTERRUPT if get(box, mb.IRQ_PENDING) != 0 and ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF else 0
 
 
 @inline
@@ -231,16 +259,11 @@ def on_interrupt(cpu):
         deliver_queued(box, cpu, env)
         stop_at_handler(box)
         return True
-    if get(box, mb.IRQ_PENDING) == 0 and get(box, mb.NMI_PENDING) == 0:
-        st32(cpu + lay.CPU_INTERRUPT_REQUEST, 0)
+    kind = hard_event(box, cpu, env)
+    if kind == 0:
+        resume(box, cpu, env)
         return False
-    if ld32(env + lay.ENV_HFLAGS) & lay.HF_INHIBIT_IRQ_MASK or get(box, mb.STEP) != 0:
-        return False
-    kind, vector = NMI, x86.NMI_VECTOR
-    if get(box, mb.NMI_PENDING) == 0 or ld32(env + lay.ENV_HFLAGS2) & lay.HF2_NMI_MASK:
-        if get(box, mb.IRQ_PENDING) == 0 or not ld64(env + lay.ENV_EFLAGS) & x86.RFLAGS_IF:
-            return False
-        kind, vector = INTERRUPT, get(box, mb.IRQ_VECTOR)
+    vector = x86.NMI_VECTOR if kind == NMI else get(box, mb.IRQ_VECTOR)
     refuse_cr3(box, env)
     end_quantum(box)
     put(box, mb.NMI_PENDING if kind == NMI else mb.IRQ_PENDING, 0)

@@ -39,6 +39,8 @@ def enter_kernel(box, env, selector, code_flags, flags):
     set_flat(env, lay.CS, selector, code_flags)
     set_flat(env, lay.SS, selector + 8, DATA)
     call1(get(box, mb.FN_UPDATE_HFLAGS), env)
+    hflags = env + lay.ENV_HFLAGS
+    st32(hflags, ld32(hflags) & ~lay.HF_OF_EFLAGS)
 
 
 @inline

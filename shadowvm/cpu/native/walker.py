@@ -14,6 +14,7 @@ from .blocks import cut, leave, linear_rip, run_again
 from .coherence import note_new_code
 from .intercept import refuse_cr3
 from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .operands import is_stack_access, reads_to_write
 from .task_switch import note_switch
 from .translate import LOW32, PAE_LEVEL, is_canonical
 
@@ -218,6 +219,14 @@ def other_root(box):
 
 
 @inline
+def through_stack(box, va, access):
+    """Is it an access through SS? Delivery of an event stores nowhere else."""
+    if get(box, mb.DELIVERING) != 0:
+        return access == WRITE
+    return access != FETCH and is_stack_access(box, va)
+
+
+@inline
 def refuse(box, va, size, access, idx, retaddr, code):
     """Leave the run: the access cannot be done. Does not return. A function of its own, to keep the fill short."""
     cpu, env = get(box, mb.CPU), get_env(box)
@@ -234,6 +243,10 @@ def refuse(box, va, size, access, idx, retaddr, code):
         call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
         if get(box, mb.DELIVERING) == 0:
             cut(box, linear_rip(env))
+            if access == READ and reads_to_write(box):
+                access = WRITE
+    if code == NON_CANONICAL:
+        put(box, mb.EXIT_STACK, 1 if through_stack(box, va, access) else 0)
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
     put(box, mb.EXIT_VA, va)
