@@ -28,6 +28,11 @@ NATIVE = (
     *(IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE, IA32_TSC_AUX),
 )
 """Held by the CPU itself; the guest reads and writes them without an exit."""
+CHECKED = (
+    *(IA32_SYSENTER_ESP, IA32_SYSENTER_EIP, IA32_LSTAR, IA32_CSTAR),
+    *(IA32_FS_BASE, IA32_GS_BASE, IA32_KERNEL_GS_BASE, IA32_TSC_AUX),
+)
+"""Those of NATIVE that do not take every value: writes are looked at, of addresses by the engine itself."""
 
 _FIXED = {IA32_FEATURE_CONTROL: 1, IA32_MCG_CAP: 0, IA32_MTRRCAP: 0x500 | NR_VARIABLE_MTRRS}
 _STORED = {IA32_BIOS_SIGN_ID: 0, IA32_MCG_STATUS: 0, IA32_MISC_ENABLE: 1, IA32_MTRR_DEF_TYPE: 0, IA32_TSC_ADJUST: 0}
@@ -108,6 +113,13 @@ def _set_efer(vcpu: Vcpu, value: int) -> bool:
     return True
 
 
+def _set_tsc_aux(vcpu: Vcpu, value: int) -> bool:
+    if value >> 32:
+        return False
+    vcpu.engine.set_msr(IA32_TSC_AUX, value)
+    return True
+
+
 _READERS: dict[int, Callable[[Vcpu], int | None]] = {
     IA32_TSC: _get_tsc,
     IA32_EFER: _get_efer,
@@ -115,5 +127,6 @@ _READERS: dict[int, Callable[[Vcpu], int | None]] = {
 _WRITERS: dict[int, Callable[[Vcpu, int], bool]] = {
     IA32_TSC: _set_tsc,
     IA32_EFER: _set_efer,
+    IA32_TSC_AUX: _set_tsc_aux,
     IA32_BIOS_SIGN_ID: lambda vcpu, value: True,
 }

@@ -25,7 +25,7 @@ from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
 from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
-from .msr import NATIVE, Msrs
+from .msr import CHECKED, NATIVE, Msrs
 from .stats import VcpuStat
 from .turns import end_turn, grant_quantum, vcpu_load
 from .vm import (
@@ -145,12 +145,12 @@ class Vcpu:
         self.msrs = Msrs()
         self.quit = False
         self.device_work: list[Callable[[], None]] = []
-        engine.controls.cr = engine.controls.msr = engine.controls.cpuid = True
+        engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
         edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features
         engine.set_features((ecx, edx), (ebx7, ecx7), (ecx81, edx81))
         for index in NATIVE:
-            engine.controls.pass_msr(index)
+            engine.controls.pass_msr(index, write=index not in CHECKED)
         self.on_quantum: Callable[[], None] | None = None
         kvm.vcpus.append(self)
 
