@@ -9,11 +9,14 @@ _CONTRIBUTORY = frozenset((DE_VECTOR, TS_VECTOR, NP_VECTOR, SS_VECTOR, GP_VECTOR
 
 
 def merge_events(first: Event | None, second: Event) -> Event | None:
-    """The event to deliver when `second` strikes while `first` was being delivered. None: triple fault."""
+    """The event to deliver when `second` strikes while `first` was being delivered. None: triple fault.
+
+    A page fault that becomes a double fault has loaded CR2.
+    """
     if first is None or first.kind != EventKind.EXCEPTION:
         return second
     if first.vector == DF_VECTOR:
         return None
     double = first.vector in _CONTRIBUTORY and second.vector in _CONTRIBUTORY
     double |= first.vector == PF_VECTOR and (second.vector == PF_VECTOR or second.vector in _CONTRIBUTORY)
-    return Event(EventKind.EXCEPTION, DF_VECTOR, 0) if double else second
+    return Event(EventKind.EXCEPTION, DF_VECTOR, 0, second.cr2) if double else second

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, Gva
 from ..cpu.engine import FETCH, CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_VA, VECTORING
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_STACK, EXIT_VA, VECTORING
 from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
-from ..x86 import GP_VECTOR, PF_VECTOR
+from ..x86 import GP_VECTOR, PF_VECTOR, SS_VECTOR
 from .cr import load_pdptrs
 from .emulate import emulate_write
 from .exit import ExitReason, KvmRun
@@ -125,7 +125,8 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
 
 def _exit_non_canonical(vcpu: Vcpu) -> KvmRun | None:
     interrupted = vcpu.engine.vectoring()
-    return inject(vcpu, interrupted, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
+    vector = SS_VECTOR if vcpu.engine.box[EXIT_STACK] else GP_VECTOR
+    return inject(vcpu, interrupted, Event(EventKind.EXCEPTION, vector, 0))
 
 
 def _exit_quantum(vcpu: Vcpu) -> KvmRun | None:

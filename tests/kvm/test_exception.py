@@ -45,3 +45,8 @@ def test_an_exception_by_itself_stays_as_it_is() -> None:
 @pytest.mark.parametrize("kind", [EventKind.INTERRUPT, EventKind.NMI, EventKind.SOFTWARE])
 def test_an_exception_during_an_interrupt_comes_first(kind: EventKind) -> None:
     assert merge_events(Event(kind, 14), exception(13)) == exception(13)
+
+
+def test_a_page_fault_that_becomes_a_double_fault_has_loaded_cr2() -> None:
+    merged = merge_events(exception(PF), Event(EventKind.EXCEPTION, PF, 2, 0x5678))
+    assert merged == Event(EventKind.EXCEPTION, DF, 0, 0x5678)
