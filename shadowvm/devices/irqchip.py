@@ -38,6 +38,16 @@ class Irqchip:
         """CPUID shows the local APIC."""
         return self.lapic.enabled
 
+    @property
+    def cr8(self) -> int:
+        """The task priority class."""
+        return self.lapic.cr8
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        """MOV to CR8. The vCPU looks for interrupts after it anyway, so nobody is told."""
+        self.lapic.tpr = value << 4
+
     def owns_msr(self, index: int) -> bool:
         """The MSR is one of the local APIC's."""
         return is_apic_msr(index)

@@ -45,19 +45,12 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
     elif register == 4:
         engine.cr4 = value
     else:
-        _load_cr8(vcpu)
-        return None
+        engine.cr8 = value
+        if vcpu.irq is not None:
+            vcpu.irq.chip.cr8 = value
+            vcpu.irq.check = True
     engine.skip_instruction()
     return None
-
-
-def _load_cr8(vcpu: Vcpu) -> None:
-    """The CPU keeps the task priority itself: let it execute the MOV."""
-    controls = vcpu.engine.controls
-    controls.cr = False
-    vcpu.engine.step()
-    controls.cr = True
-    controls.cr3_reserved = CR3_RESERVED
 
 
 def _is_64bit(vcpu: Vcpu) -> bool:

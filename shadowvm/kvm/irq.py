@@ -42,6 +42,9 @@ class Irqchip(Protocol):
     @property
     def has_init_or_sipi(self) -> bool: ...
 
+    cr8: int
+    """The local APIC's task priority class, which is CR8."""
+
     @property
     def apic_enabled(self) -> bool: ...
 
@@ -103,6 +106,7 @@ def inject_pending(vcpu: Vcpu, irq: IrqState) -> None:
     """Before an entry, when something may have changed: INIT and SIPI first, then what the engine is to deliver."""
     irq.check = False
     kvm_apic_accept_events(vcpu, irq)
+    vcpu.engine.cr8 = irq.chip.cr8
     if irq.nmi_pending() and vcpu.event is None:
         irq.nmi = False
         vcpu.stat.nmi_injections += 1
