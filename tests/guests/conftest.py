@@ -54,8 +54,8 @@ def boot() -> Callable[..., tuple[int, str]]:
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")
 
-    def run(image: Path, append: str = "", memory: str = "64M") -> tuple[int, str]:
-        command = [QEMU, *MACHINE, *DEBUG_EXIT, "-m", memory, "-kernel", str(image), "-append", append]
+    def run(image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64") -> tuple[int, str]:
+        command = [QEMU, *MACHINE, *DEBUG_EXIT, "-cpu", cpu, "-m", memory, "-kernel", str(image), "-append", append]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode & 1, done.stderr
         assert not done.stderr
