@@ -8,6 +8,7 @@ from ...addr import PAGE_SHIFT, Gfn, Pfn
 from ...events import (
     get_user_page,
     host_pte_change,
+    kvm_emulate_insn,
     kvm_mmu_seq_sample,
     kvm_page_fault,
     lock_release,
@@ -53,6 +54,7 @@ class NotifierRules:
         self._last_in_progress = self.kvm.mmu_invalidate_in_progress
         self._fault: dict[int, tuple[int, int, int]] = {}
         self._fruitless: dict[int, int] = {}
+        self._faulting: dict[Task, int] = {}
 
     def handlers(self) -> dict[Tracepoint, Handler]:
         """Brackets, changes of host ptes, and the steps of a fault."""
@@ -65,6 +67,7 @@ class NotifierRules:
             kvm_mmu_seq_sample: self._on_seq_sample,
             get_user_page: self._on_get_user_page,
             kvm_page_fault: self._on_page_fault,
+            kvm_emulate_insn: self._on_emulate_insn,
             lock_release: self._on_lock_release,
         }
 
@@ -203,8 +206,15 @@ class NotifierRules:
         fault = (rip, gva, error_code)
         fruitless = self._fruitless.get(vcpu_id, 0) + 1 if fault == self._fault.get(vcpu_id) else 0
         self._fault[vcpu_id], self._fruitless[vcpu_id] = fault, fruitless
+        self._faulting[self._task()] = vcpu_id
         if fruitless > MAX_FRUITLESS_FAULTS:
             self.sanitizer.fail("I15", f"{fruitless} faults at gva {gva:#x}", "no spte has changed meanwhile")
+
+    def _on_emulate_insn(self, rip: int, insn: str, failed: str) -> None:
+        """The instruction is done: a guest that polls a device register faults at one place and gets on."""
+        if not failed:
+            vcpu_id = self._faulting.get(self._task(), -1)
+            self._fruitless.pop(vcpu_id, None)
 
     def _on_lock_release(self, lock: Any) -> None:
         if lock is not self.kvm.mmu_lock:
