@@ -20,9 +20,10 @@ def passed(result: Result, guest: str) -> bytes:
 
 
 @pytest.mark.parametrize("append", ["", "exact=1"])
-def test_every_event_is_as_the_manual_says(append: str) -> None:
-    plenty = passed(run_checked(config_for("traps", append)), "traps")
-    assert passed(run_checked(config_for("traps", append, host_memory=2 * MIB, seed=7)), "traps") == plenty
+@pytest.mark.parametrize("guest", ["traps", "irqs"])
+def test_every_event_is_as_the_manual_says(guest: str, append: str) -> None:
+    plenty = passed(run_checked(config_for(guest, append)), guest)
+    assert passed(run_checked(config_for(guest, append, host_memory=2 * MIB, seed=7)), guest) == plenty
 
 
 def test_one_case_can_be_chosen_by_number_or_name() -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 QEMU = "qemu-system-x86_64"
 MACHINE = ["-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
-DEBUG_EXIT = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]
+DEVICES = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "pc-testdev"]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def boot() -> Callable[..., tuple[int, str]]:
         pytest.skip(f"{QEMU} is not installed")
 
     def run(image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64") -> tuple[int, str]:
-        command = [QEMU, *MACHINE, *DEBUG_EXIT, "-cpu", cpu, "-m", memory, "-kernel", str(image), "-append", append]
+        command = [QEMU, *MACHINE, *DEVICES, "-cpu", cpu, "-m", memory, "-kernel", str(image), "-append", append]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode & 1, done.stderr
         assert not done.stderr

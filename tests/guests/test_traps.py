@@ -14,11 +14,11 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 Boot = Callable[..., tuple[int, str]]
 
 
-@pytest.mark.parametrize(("guest", "append"), [("traps", "")])
-def test_output_is_the_same_here(boot: Boot, guest: str, append: str) -> None:
-    status, output = boot(GUESTS / guest / f"{guest}.elf", append, cpu="max")
+@pytest.mark.parametrize("guest", ["traps", "irqs"])
+def test_output_is_the_same_here(boot: Boot, guest: str) -> None:
+    status, output = boot(GUESTS / guest / f"{guest}.elf", cpu="max")
     assert status == 0, output
-    assert run_checked(config_for(guest, append)).output.decode() == output
+    assert run_checked(config_for(guest)).output.decode() == output
 
 
 def test_intel_only_ways_into_the_kernel(boot: Boot) -> None:
