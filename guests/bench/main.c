@@ -4,17 +4,14 @@
  * end of the last, so that whoever runs the guest can time rounds by his own clock; nobody has to
  * listen there. A loop with a count of 0 is left out.
  */
-#include "guest.h"
+#include "events.h"
 
-#define MARK_PORT 0x80
 #define MARK_END 0xff
 
 #define TABLE_WORDS 8192
 #define COPY_WORDS (256 * KIB / sizeof(u64))
 #define SPACES 4
 #define SPACE_PAGES 32
-#define USER_CODE FIRST_GVA
-#define USER_STACK (FIRST_GVA + 2 * PAGE_SIZE)
 #define USER_ABSENT (FIRST_GVA + MIB)
 #define LOAD_LENGTH 2
 
@@ -25,11 +22,13 @@ struct page {
 	u64 rest[503];
 };
 
-extern u8 _user_start[], user_faults[];
+extern u8 user_faults[];
 
 static u64 size = DEFAULT_size, rounds = DEFAULT_rounds;
 static u64 nr_mixed = DEFAULT_mixed, nr_copy = DEFAULT_copy, nr_touch = DEFAULT_touch;
 static u64 nr_chase = DEFAULT_chase, nr_switches = DEFAULT_switches, nr_faults = DEFAULT_faults;
+static u64 nr_ipis = DEFAULT_ipis, nr_timers = DEFAULT_timers, nr_syscalls = DEFAULT_syscalls;
+static u64 nr_inputs = DEFAULT_inputs, nr_cpuids = DEFAULT_cpuids;
 
 static struct page *region;
 static u64 nr_pages, checksum, faults_taken;
@@ -210,6 +209,9 @@ int main(int argc, char **argv)
 		{ "mixed", &nr_mixed, 0, 1UL << 40 },		{ "copy", &nr_copy, 0, 1UL << 40 },
 		{ "touch", &nr_touch, 0, 1UL << 40 },		{ "chase", &nr_chase, 0, 1UL << 40 },
 		{ "switches", &nr_switches, 0, 1UL << 40 },	{ "faults", &nr_faults, 0, 1UL << 40 },
+		{ "ipis", &nr_ipis, 0, 1UL << 40 },		{ "timers", &nr_timers, 0, 1UL << 40 },
+		{ "syscalls", &nr_syscalls, 0, 1UL << 40 },	{ "inputs", &nr_inputs, 0, 1UL << 40 },
+		{ "cpuids", &nr_cpuids, 0, 1UL << 40 },
 	};
 	u64 boot = read_cr3();
 
@@ -225,9 +227,21 @@ int main(int argc, char **argv)
 	check_spaces();
 	make_program();
 	run('f', nr_faults, fault_loop);
+	syscall_setup();
+	run('y', nr_syscalls, syscall_loop);
 	write_cr3(boot);
+	if (nr_ipis || nr_timers)
+		interrupt_setup();
+	run('i', nr_ipis, ipi_loop);
+	run('a', nr_timers, timer_loop);
+	run('p', nr_inputs, input_loop);
+	run('x', nr_cpuids, cpuid_loop);
 	check_touched();
 	if (faults_taken != nr_faults * rounds)
 		fail("%lu faults at CPL 3, not %lu", faults_taken, nr_faults * rounds);
+	if (interrupts_taken != (nr_ipis + nr_timers) * rounds)
+		fail("%lu interrupts, not %lu", interrupts_taken, (nr_ipis + nr_timers) * rounds);
+	if (syscalls_taken != nr_syscalls * rounds)
+		fail("%lu system calls, not %lu", syscalls_taken, nr_syscalls * rounds);
 	finish(checksum, true);
 }
