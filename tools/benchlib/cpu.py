@@ -14,7 +14,7 @@ from shadowvm.config import MIB, MachineConfig
 from shadowvm.guests import find_image
 from shadowvm.machine import Machine
 
-from .marks import MARK_PORT, Marks
+from .marks import MARK_PORT, WITHOUT_EVENTS, Marks
 from .table import Row
 
 BARE_EXITS = 2000
@@ -44,8 +44,6 @@ LOOPS = (
     Loop("cr3", "s", "switches", 1500, 200, 1, "ns/switch", 1.25),
     Loop("user-pf", "f", "faults", 1000, 200, 1, "ns/fault", 6),
 )
-EVENT_LOOPS = ("ipis", "timers", "syscalls", "inputs", "cpuids")
-"""Parameters of the loops that events.py measures; bare Unicorn can do none of them."""
 NAMES = tuple(name for loop in LOOPS for name in (loop.name, f"{loop.name}-icount"))
 
 
@@ -55,9 +53,8 @@ def _append(loops: list[Loop], size: int, quick: bool, *, bare: bool) -> str:
     if bare:
         chosen["faults"] = 0
     counts = [f"{loop.parameter}={chosen.get(loop.parameter, 0)}" for loop in LOOPS]
-    counts += [f"{parameter}=0" for parameter in EVENT_LOOPS]
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    return " ".join([f"size={size}", f"rounds={rounds}", *counts])
+    return " ".join([f"size={size}", f"rounds={rounds}", *counts, WITHOUT_EVENTS])
 
 
 def _run_bare(memory: int, append: str, marks: Marks, exits: list[float]) -> None:

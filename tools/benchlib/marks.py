@@ -8,6 +8,8 @@ from shadowvm.machine import Machine
 
 MARK_PORT = 0x80
 MARK_END = 0xFF
+WITHOUT_EVENTS = "ipis=0 timers=0 syscalls=0 inputs=0 cpuids=0"
+"""Parameters of the guest that leave out the loops which only events.py measures."""
 
 
 class Marks:

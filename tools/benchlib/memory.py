@@ -20,7 +20,7 @@ from shadowvm.mm.mmu_notifier import (
 )
 from shadowvm.mm.rmap import CLEAR
 
-from .marks import MARK_PORT, StopMarks
+from .marks import MARK_PORT, WITHOUT_EVENTS, StopMarks
 from .table import Row
 
 NAMES = ("spte-fault", "fault-1g", "resident")
@@ -82,7 +82,7 @@ class FaultRun:
     """A guest of `memory` bytes that touches `size` of them, with and without sptes in turn."""
 
     def __init__(self, memory: int, size: int, rounds: int) -> None:
-        append = f"size={size} rounds={rounds} touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0"
+        append = f"size={size} rounds={rounds} touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0 {WITHOUT_EVENTS}"
         name, image = find_image("bench")
         config = MachineConfig(image, name, memory=memory, host_memory=memory + memory // 4, append=append)
         self.machine = Machine(config, lambda byte: None)

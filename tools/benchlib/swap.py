@@ -22,7 +22,7 @@ from shadowvm.mm.swap_state import add_to_swap
 from shadowvm.phys import Ram
 from shadowvm.sync import Scheduler
 
-from .marks import MARK_PORT, StopMarks
+from .marks import MARK_PORT, WITHOUT_EVENTS, StopMarks
 from .table import Row
 
 NAMES = ("swap-file", "swap", "swap-guest")
@@ -48,7 +48,7 @@ def raw_io(pages: int) -> float:
 
 def _swap_once(size: int, host_memory: int) -> float:
     """Seconds per page of the guest's rounds through more memory than there is: each page goes out and comes in."""
-    append = f"size={size} rounds=4 touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0"
+    append = f"size={size} rounds=4 touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0 {WITHOUT_EVENTS}"
     name, image = find_image("bench")
     config = MachineConfig(image, name, memory=2 * size, host_memory=host_memory, append=append)
     machine = Machine(config, lambda byte: None)
