@@ -14,7 +14,7 @@ from .. import svm
 from ..engine import CpuExit, EventKind
 from .blocks import cut, leave, linear_rip, settle_self_modified
 from .debug import clear_general_detect, detect_access, has_code_breakpoint, on_write_dr, resume, take_hits
-from .decode import prefixes
+from .decode import is_code64, prefixes
 from .intercept import on_intercept, refuse_cr3
 from .iret import watch_iret
 from .memory import bump, call1, call3, get, get_env, inline, ld32, ld64, put, st32, st64
@@ -28,6 +28,8 @@ UNSET = 0xFFFF_FFFF
 ERROR_EXT = 1
 OPCODE_INT3, OPCODE_INT, OPCODE_INTO, OPCODE_INT1 = 0xCC, 0xCD, 0xCE, 0xF1
 RF = 1 << 16
+ACCESS_BYTE, ABSENT_BITS, ABSENT_WRITABLE = 5, 0x9A, 0x12
+"""Where a descriptor says P, S, code and writable."""
 
 
 @inline
@@ -111,6 +113,16 @@ def stop_at_handler(box):
 
 
 @inline
+def is_absent_stack(box, env, error):
+    """#TS for a stack segment to which nothing is wrong but that it is absent: that is #SS (SDM vol. 3, 6.12.1)."""
+    table = env + (lay.ENV_LDT if error & 4 else lay.ENV_GDT)
+    at = ld64(table + lay.SEG_BASE) + (error & 0xFFF8)
+    if error & 0xFFFC == 0 or error & 0xFFF8 | 7 > ld32(table + lay.SEG_LIMIT) or is_code64(env):
+        return False
+    return code_byte(box, at + ACCESS_BYTE) & ABSENT_BITS == ABSENT_WRITABLE
+
+
+@inline
 def on_exception(box, vector):
     """UC_HOOK_INTR: an exception of the current instruction, or INT n."""
     env = get_env(box)
@@ -152,6 +164,9 @@ def on_exception(box, vector):
     if get(box, mb.DELIVERING) not in (0, SOFTWARE) and x86.TS_VECTOR <= vector <= x86.GP_VECTOR:
         error |= ERROR_EXT
         st32(env + lay.ENV_ERROR_CODE, error)
+    if vector == x86.TS_VECTOR and is_absent_stack(box, env, error):
+        vector = x86.SS_VECTOR
+        st32(get(box, mb.CPU) + lay.CPU_EXCEPTION_INDEX, vector)
     remember(box, EXCEPTION, vector, error, 0)
     set_resume_flag(env, vector)
     deliver(box, vector)
