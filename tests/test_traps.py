@@ -20,7 +20,7 @@ def passed(result: Result, guest: str) -> bytes:
 
 
 @pytest.mark.parametrize("append", ["", "exact=1"])
-@pytest.mark.parametrize("guest", ["traps", "irqs"])
+@pytest.mark.parametrize("guest", ["traps", "traps32", "irqs"])
 def test_every_event_is_as_the_manual_says(guest: str, append: str) -> None:
     plenty = passed(run_checked(config_for(guest, append)), guest)
     assert passed(run_checked(config_for(guest, append, host_memory=2 * MIB, seed=7)), guest) == plenty

@@ -14,7 +14,7 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 Boot = Callable[..., tuple[int, str]]
 
 
-@pytest.mark.parametrize("guest", ["traps", "irqs"])
+@pytest.mark.parametrize("guest", ["traps", "traps32", "irqs"])
 def test_output_is_the_same_here(boot: Boot, guest: str) -> None:
     status, output = boot(GUESTS / guest / f"{guest}.elf", cpu="max")
     assert status == 0, output
