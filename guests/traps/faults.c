@@ -86,7 +86,13 @@ static void extensions(void)
 	X(gp_load, U64, NULL, BAD_VA, "movl (%rbx), %eax", "", GP, 0, AT)                                       \
 	X(gp_store, K64, NULL, BAD_VA, "movl %eax, (%rbx)", "", GP, 0, AT)                                      \
 	X(gp_rep_movs, K64, NULL, BAD_VA "movq %rbx, %rsi\nmovl $case_data, %edi\nmovl $4, %ecx", "rep movsb", "", GP, 0, AT) \
-	X(gp_jump, K64, NULL, BAD_VA "leaq -16(%rbx), %rbx\nmovq %rbx, %rax\nxorl %ebx, %ebx", "int $0x81", "", DONE, NONE, NEXT) \
+	EXACT(gp_jmp, U64, NULL, BAD_VA, "jmp *%rbx", "", GP, 0, AT)                                              \
+	EXACT(gp_jmp_memory, K64, NULL, BAD_VA "movq %rbx, case_data", "jmp *case_data", "", GP, 0, AT)           \
+	EXACT(gp_call, U64, NULL, BAD_VA, "call *%rbx", "", GP, 0, AT)                                            \
+	EXACT(gp_call_high, K64, NULL, BAD_VA "movq %rbx, %r12", "call *%r12", "", GP, 0, AT)                     \
+	EXACT(gp_ret, U64, NULL, BAD_VA "pushq %rbx", "ret", "", GP, 0, AT)                                       \
+	EXACT(gp_ret_16, K64, NULL, BAD_VA "subq $16, %rsp\npushq %rbx", "ret $16", "", GP, 0, AT)                \
+	EXACT(gp_ret_loop, K64, NULL, BAD_VA "pushq %rbx\npushq $1f\nret\n1:", "ret", "", GP, 0, AT)             \
 	EXACT(ss_push, U64, NULL, "movabsq $0x800000000008, %rbx\nmovq %rsp, %rcx\nmovq %rbx, %rsp", "pushq %rax", "", SS, 0, AT)  \
 	EXACT(ss_rbp, U64, NULL, "movabsq $0x800000000008, %rbp", "movl (%rbp), %eax", "", SS, 0, AT)           \
 	X(pf_read, U64, NULL, "movl $0x800000, %ebx", "movl (%rbx), %eax", "", PF, 5, AT)                        \
@@ -107,5 +113,19 @@ static void extensions(void)
 
 FAULTS(TEXT, TEXT)
 
-static const struct test tests[] = { FAULTS(ROW, EXACT_ROW) };
+/* A transfer that faults leaves RSP as it was. */
+CODE64(bad_call, "movabsq $0x800000000000, %rbx\ncall *%rbx");
+CODE64(bad_ret, "movabsq $0x800000000000, %rbx\npushq %rbx\nret $24");
+
+static void stack_after_bad_transfers(void)
+{
+	u64 rsp = (u64)(case_stack + STACK_SIZE - 256);
+
+	run_code(U64, bad_call);
+	expect("RSP after CALL", events[0].rsp, rsp);
+	run_code(U64, bad_ret);
+	expect("RSP after RET", events[0].rsp, rsp - 8);
+}
+
+static const struct test tests[] = { FAULTS(ROW, EXACT_ROW) RUN_EXACT(stack_after_bad_transfers) };
 const struct group fault_group = { tests, ARRAY_SIZE(tests) };

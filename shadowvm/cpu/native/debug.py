@@ -12,7 +12,7 @@ from __future__ import annotations
 from ... import x86
 from .. import layout as lay
 from .. import mailbox as mb
-from .blocks import RESUMING, RF, cut, linear_rip, run_again, steal
+from .blocks import RESUMED, RESUMING, RF, cut, linear_rip, run_again, steal
 from .decode import LOW32, REX_B, is_code64, prefixes
 from .intercept import retire
 from .memory import call1, call3, call4, get, get_env, inline, ld32, ld64, put, st16, st32, st64
@@ -93,7 +93,11 @@ def has_code_breakpoint(env):
 @inline
 def resume(box, cpu, env):
     """RF is set and there are breakpoints: it is for one instruction, where Unicorn would take it for a block."""
-    if ld64(env + lay.ENV_EFLAGS) & RF and get(box, mb.STEP) == 0 and has_code_breakpoint(env):
+    flags = ld64(env + lay.ENV_EFLAGS)
+    if flags & RF and get(box, mb.RESUME) == RESUMED:
+        put(box, mb.RESUME, 0)
+        st64(env + lay.ENV_EFLAGS, flags & ~RF)
+    elif flags & RF and get(box, mb.STEP) == 0 and has_code_breakpoint(env):
         put(box, mb.RESUME, RESUMING)
         put(box, mb.ASKED, 1)
         st32(cpu + lay.CPU_CFLAGS_NEXT_TB, 1)

@@ -13,6 +13,7 @@ from ..engine import CpuExit, WalkFault
 from .blocks import cut, leave, linear_rip, run_again
 from .coherence import note_new_code
 from .intercept import refuse_cr3
+from .jumps import undo_jump
 from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
 from .operands import is_stack_access, reads_to_write
 from .task_switch import note_switch
@@ -236,6 +237,8 @@ def refuse(box, va, size, access, idx, retaddr, code):
         call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
         if code == WALK_FAULT:
             execute_alone(box, cpu, env, va)
+        if code == NON_CANONICAL and get(box, mb.DELIVERING) == 0:
+            undo_jump(box)
         tb = get(box, mb.LAST_TB)
         if tb != 0 and ld64(tb + lay.TB_CFLAGS) & lay.CF_INVALID:
             cut(box, linear_rip(env))
