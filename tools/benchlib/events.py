@@ -60,9 +60,9 @@ def _append(events: list[Event], guest: str, rounds: int, count: Callable[[Event
     return " ".join([f"rounds={rounds}", *counts])
 
 
-def _run_shadow(guest: str, append: str) -> dict[str, float]:
+def _run_shadow(guest: str, append: str, cpus: int) -> dict[str, float]:
     name, image = find_image(guest)
-    config = MachineConfig(image, name, memory=MEMORY, host_memory=2 * MEMORY, append=append)
+    config = MachineConfig(image, name, memory=MEMORY, host_memory=2 * MEMORY, append=append, smp=cpus)
     machine = Machine(config, lambda byte: None)
     marks = Marks()
     machine.bus.register(marks, MARK_PORT, 1)
@@ -92,7 +92,7 @@ def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
         for _ in range(repeat):
             if qemu.is_installed():
                 theirs.append(qemu.time_loops(find_image(guest)[1], MEMORY, more, cpus))
-            ours.append(_run_shadow(guest, append))
+            ours.append(_run_shadow(guest, append, cpus))
         for event in events:
             base, value = _best(theirs, event, event.count * factor), _best(ours, event, event.count // share)
             yield Row(event.name, AGAINST, "us/event", base, value, event.goal if theirs else None)
