@@ -265,3 +265,28 @@ def test_a_hit_of_an_instruction_that_faults_is_forgotten(machine: Machine) -> N
     machine.map(0x200000, 0x20000, P | W | U)
     assert e.enter() == CpuExit.HLT
     assert machine.reg(RDX) == 1
+
+
+DETECTED = "inc edx\n mov r8,[rsp]\n mov r9,dr6\n mov r10,dr7\n iretq"
+
+
+@pytest.mark.parametrize("access", ["mov dr0,rax", "mov dr6,rax", "mov rax,dr3", "mov rax,dr7"])
+def test_general_detect_traps_before_a_mov_of_a_debug_register_once(machine: Machine, access: str) -> None:
+    machine.code(HANDLERS, DETECTED)
+    machine.gate(1, HANDLERS)
+    arm = "xor edx,edx\n xor eax,eax\n mov dr6,rax\n mov ecx,0x2400\n mov dr7,rcx\n"
+    machine.code(CODE, f"{arm} here: {access}\n mov r11,here\n hlt")
+    machine.reset()
+    assert machine.engine.enter() == CpuExit.HLT
+    assert (machine.reg(RDX), machine.reg(8), machine.reg(10)) == (1, machine.reg(11), 0x400)
+    assert machine.reg(9) == 0xFFFF2FF0
+
+
+@pytest.mark.parametrize("register", ["dr6", "dr7"])
+def test_dr6_and_dr7_have_32_bits(machine: Machine, register: str) -> None:
+    machine.code(HANDLERS, "inc edx\n add rsp,8\n add qword [rsp],3\n iretq")
+    machine.gate(13, HANDLERS)
+    machine.code(CODE, f"xor edx,edx\n mov rax,0x100000400\n mov {register},rax\n hlt")
+    machine.reset()
+    assert machine.engine.enter() == CpuExit.HLT
+    assert machine.reg(RDX) == 1

@@ -116,6 +116,46 @@ def test_the_cpu_s_own_exceptions_are_delivered_inside_the_run(
     assert machine.engine.box[mb.VECTOR_COUNTS + vector] == 1
 
 
+RF = 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("source", "vector", "flags", "expected"),
+    [
+        ("ud2", 6, 16, RF),
+        ("cli", 13, 24, RF),
+        ("int3", 3, 16, 0),
+        ("int 0x80", 0x80, 16, 0),
+        ("db 0xf1", 1, 16, 0),
+    ],
+)
+def test_the_frame_of_a_fault_has_rf_set(machine: Machine, source: str, vector: int, flags: int, expected: int) -> None:
+    handler = f"mov r12,[rsp+{flags}]\n pushfq\n pop r13\n hlt"
+    assert at_user(machine, source, {vector: handler}, dpl=3) == CpuExit.HLT
+    assert machine.reg(R12) & RF == expected
+    assert not machine.engine.rflags & RF
+
+
+def test_a_queued_fault_sets_rf_too(machine: Machine) -> None:
+    machine.code(CODE, "nop")
+    machine.code(HANDLERS, "mov r12,[rsp+24]\n hlt")
+    machine.gate(14, HANDLERS)
+    machine.reset()
+    machine.engine.queue_event(Event(EventKind.EXCEPTION, 14, 0, 0x1234))
+    assert machine.engine.enter() == CpuExit.HLT
+    assert machine.reg(R12) & RF
+
+
+def test_an_interrupt_leaves_rf_alone(machine: Machine) -> None:
+    machine.code(CODE, "sti\n nop\n nop")
+    machine.code(HANDLERS, "mov r12,[rsp+16]\n hlt")
+    machine.gate(0x31, HANDLERS)
+    machine.reset()
+    machine.engine.queue_event(Event(EventKind.INTERRUPT, 0x31))
+    assert machine.engine.enter() == CpuExit.HLT
+    assert machine.reg(R12) & (RF | 1 << 9) == 1 << 9
+
+
 def test_general_protection_in_a_row_does_not_become_a_double_fault(machine: Machine) -> None:
     source = "\n".join(f"mov eax,{sel}\n mov fs,ax" for sel in (0x4440, 0x4448, 0x4450, 0x4458))
     assert at_user(machine, source, {13: skip(2)}) == CpuExit.HLT

@@ -41,6 +41,12 @@ REFUSED = {
     "cr4.pcide": ("mov r15, 3\nmov rax, cr4\nbts rax, 17\nmov cr4, rax", {}),
     "cr4.smep on a cpu without it": ("mov r15, 3\nmov rax, cr4\nbts rax, 20\nmov cr4, rax", {"cpu": "qemu64"}),
     "cr3 with an address bit that the cpu lacks": ("mov r15, 3\nmov rax, cr3\nbts rax, 45\nmov cr3, rax", {}),
+    "fs base that is not canonical": ("mov r15, 2\nmov ecx, 0xc0000100\nmov edx, 0x01000000\nwrmsr", {}),
+    "gs base of 57 bits on a cpu with 48": (
+        "mov r15, 2\nmov ecx, 0xc0000101\nmov edx, 0x8000\nwrmsr",
+        {"cpu": "max,-la57"},
+    ),
+    "lstar that is not canonical": ("mov r15, 2\nmov ecx, 0xc0000082\nmov edx, 0x80000000\nwrmsr", {}),
     "cr8 of more than 4 bits": ("mov r15, 4\nmov eax, 0x10\nmov cr8, rax", {}),
 }
 
@@ -58,6 +64,7 @@ ALLOWED = {
     ),
     "cpuid names the hypervisor": "mov eax, 0x40000000\ncpuid\nsub ebx, 'shad'\nmov eax, ebx",
     "cr4.smep": "mov rax, cr4\nbts rax, 20\nmov cr4, rax\nmov rbx, cr4\nsub rax, rbx",
+    "gs base of 57 bits": "mov ecx, 0xc0000101\nmov edx, 0x8000\nwrmsr\nrdmsr\nlea eax, [edx - 0x8000]",
     "mov to cr8": "mov eax, 5\nmov cr8, rax\nmov rax, cr8\nsub eax, 5",
 }
 

@@ -19,7 +19,7 @@ from tests.lab import bugs
 from tests.lab.broken import break_functions, replace_function
 from tests.lab.bugs import MM_BUGS, MMU_BUGS, NOTIFIER_BUGS, SMP_BUGS, Bug, Guest
 from tests.lab.race import PageoutRace
-from tests.tiny import write_tiny
+from tests.tiny import EXIT, write_tiny
 
 GUESTS = [each for each in vars(bugs).values() if isinstance(each, Guest)]
 
@@ -92,3 +92,17 @@ def test_process_that_dies_before_its_vm_is_clean(monkeypatch: pytest.MonkeyPatc
     replace_function(monkeypatch, Machine._destroy, exit_first)
     result = run_guest(bugs.TOUCH, Path())
     assert result.report == ""
+
+
+LOOPS = {
+    "stores to a page table": "mov ebx, 0x9800\nagain: add qword [rbx], 2\n",
+    "loads from a device": "mov ebx, 0xfee00030\nagain: mov eax, [rbx]\n",
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+def test_an_instruction_that_faults_every_time_makes_progress(tmp_path: Path, loop: str) -> None:
+    source = f"mov ecx, 1100\n{loop}dec ecx\njnz again\nxor eax, eax\n{EXIT}"
+    result = run_checked(config_for(write_tiny(tmp_path, source)))
+    assert (result.law, verdict(result)) == (None, None), result.report
+    assert result.machine.vcpu.stat.insn_emulation >= 1100
