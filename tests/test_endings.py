@@ -48,7 +48,7 @@ def test_the_run_ends(tmp_path: Path, name: str, memory: int) -> None:
     "source",
     [
         "mov edx, 0x8900\nmov esi, text\nmov ecx, 7\ncld\nrep outsb\n",
-        "mov al, 0xdd\nout 0x64, al\n",
+        "mov al, 0xdf\nout 0x64, al\n",
         "mov dx, 0xcf9\nmov al, 2\nout dx, al\n",
         "mov al, 2\nout 0x92, al\n",
         "mov dx, 0x604\nmov ax, 0x0001\nout dx, ax\n",

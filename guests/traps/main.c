@@ -5,10 +5,11 @@
  */
 #include "traps.h"
 
-extern const struct group fault_group, segment_group, privilege_group, debug_group, syscall_group, nested_group;
+extern const struct group fault_group, segment_group, privilege_group, debug_group, watch_group,
+	syscall_group, nested_group;
 
 static const struct group *const groups[] = {
-	&fault_group, &segment_group, &privilege_group, &debug_group, &syscall_group, &nested_group,
+	&fault_group, &segment_group, &privilege_group, &debug_group, &watch_group, &syscall_group, &nested_group,
 };
 
 #define PIC1_MASK 0x21 /* some cases set IF */
