@@ -7,9 +7,8 @@
 
 Unicorn's TLB is filled by the native walker (native/walker.py) from tables of 3 to 5 levels in host frames; the engine
 writes nothing there but A and D bits. `env` is Unicorn's live register file as 64-bit words, with indices of
-registers.py; `box` is the mailbox. `controls` says which instructions exit. An entry with a walk fault takes 1 us.
-Known to be missing: segment limits, #UD for VEX without AVX, SYSRET's and SYSEXIT's #GP for a non-canonical target
-(the fault comes at the target, as on AMD's), alignment checks (#AC, and of SSE operands), unmasked SSE exceptions.
+registers.py; `box` is the mailbox. `controls` says which instructions exit. Known to be missing: segment limits,
+alignment checks, unmasked SSE exceptions, #UD for VEX without AVX, #GP at a far transfer to what is not canonical.
 """
 
 from __future__ import annotations
