@@ -246,7 +246,9 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         child = sp_by_pfn[spte >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
         if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
             child = _get_child_sp(vcpu, sp, sptep, table_gfn, _child_role(vcpu, sptep, level, access, direct))
-            if not direct and gpte_changed(vcpu, level):
+            # The entry that is linked is protected by now, but another CPU may have changed it since the walk.
+            parent = leaf_level if direct else level + 1
+            if gpte_changed(vcpu, parent) or (not direct and gpte_changed(vcpu, level)):
                 return RET_PF_RETRY
             link_shadow_page(kvm, sptep, child)
         child.write_flooding_count = 0
