@@ -4,30 +4,12 @@
 #include "boot.h"
 #include "cpu.h"
 #include "serial.h"
+#include "tables.h"
 
 #define NR_GATES (VECTOR_SYSCALL + 1)
 #define GATE_INTERRUPT 0x8e
 #define GATE_DPL3 0x60
 #define TSS_AVAILABLE 0x89
-#define IST_DF 1
-
-struct gate {
-	u16 offset_low, selector;
-	u8 ist, type;
-	u16 offset_mid;
-	u32 offset_high, reserved;
-};
-
-struct tss {
-	u32 reserved0;
-	u64 rsp[3], reserved1, ist[7], reserved2;
-	u16 reserved3, iomap_base;
-} __attribute__((packed));
-
-struct table_register {
-	u16 limit;
-	u64 base;
-} __attribute__((packed));
 
 extern u64 gdt[];
 extern const u64 trap_stubs[NR_EXCEPTIONS];

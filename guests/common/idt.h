@@ -40,7 +40,9 @@ typedef void (*trap_handler)(struct trap_frame *frame);
 
 void idt_init(void);
 
-/* `vector` is an exception or VECTOR_SYSCALL; NULL brings the default back. */
+/*
+ * `vector` is an exception, VECTOR_SYSCALL or one of smp/irq.h; NULL brings the default back.
+ */
 void set_handler(u8 vector, trap_handler handler);
 
 /* The stack on which exceptions from CPL 3 arrive. */

@@ -28,6 +28,9 @@ trap_stub_syscall:
 	pushq	$0
 	pushq	$0x80
 
+	/* The same for stubs of other files. */
+	.globl	trap_entry
+trap_entry:
 trap_common:
 	pushq	%rax
 	pushq	%rcx
