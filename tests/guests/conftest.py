@@ -49,13 +49,34 @@ def build(
 
 
 @pytest.fixture
+def build_changed(
+    build_guests: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> Callable[[str, dict[str, tuple[str, str]]], Path]:
+    """Build a bundled guest with one piece of some of its sources replaced: {source: (old, new)}."""
+
+    def one(name: str, changes: dict[str, tuple[str, str]]) -> Path:
+        for folder in ("common", "common32", name):
+            shutil.copytree(ROOT / "guests" / folder, tmp_path / folder, dirs_exist_ok=True)
+        for source, (old, new) in changes.items():
+            text = (tmp_path / source).read_text()
+            assert old in text
+            (tmp_path / source).write_text(text.replace(old, new))
+        done = build_guests("--guests", tmp_path, name)
+        assert done.returncode == 0, done.stderr
+        return tmp_path / name / f"{name}.elf"
+
+    return one
+
+
+@pytest.fixture
 def boot() -> Callable[..., tuple[int, str]]:
     """Boot an image under QEMU: its exit value and its output."""
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")
 
-    def run(image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64") -> tuple[int, str]:
-        command = [QEMU, *MACHINE, *DEVICES, "-cpu", cpu, "-m", memory, "-kernel", str(image), "-append", append]
+    def run(image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64", smp: int = 1) -> tuple[int, str]:
+        size = ["-cpu", cpu, "-smp", str(smp), "-m", memory]
+        command = [QEMU, *MACHINE, *DEVICES, *size, "-kernel", str(image), "-append", append]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode & 1, done.stderr
         assert not done.stderr

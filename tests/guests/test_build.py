@@ -27,6 +27,7 @@ BOOT = {
 NAMES = sorted(BOOT)
 LONG_MODE = [name for name in NAMES if BOOT[name] == "long-mode"]
 RUNTIMES = {"common", "common32"}
+TOUCHING_LITTLE = {"hello", "traps", "irqs", "smp-ipi"}
 IMAGE_START = 1 << 20
 XEN_ELFNOTE_PHYS32_ENTRY = 18
 PF_X_AND_W = 3
@@ -44,7 +45,7 @@ def test_every_folder_is_a_guest() -> None:
     folders = {path.name for path in GUESTS.iterdir() if path.is_dir()} - RUNTIMES
     assert folders == set(NAMES)
     assert folders >= {"hello", "memtouch", "sieve", "qsort", "chase", "matmul", "ptchurn", "demand", "smc"}
-    assert {name for name in NAMES if BOOT[name] == "multiboot"} >= {"real16", "pm32", "pae32", "traps32"}
+    assert {name for name in NAMES if BOOT[name] == "multiboot"} >= {"real16", "pm32", "pae32", "traps32", "smp32"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -52,7 +53,8 @@ def test_guest_toml_describes_the_guest(name: str) -> None:
     toml = tomllib.loads((GUESTS / name / "guest.toml").read_text())
     assert toml["name"] == name
     assert "\n" not in toml["description"]
-    assert name in ("hello", "traps", "irqs") or BOOT[name] == "multiboot" or parse_size(toml["touches"]) > 4 << 20
+    small = name in TOUCHING_LITTLE or BOOT[name] == "multiboot"
+    assert small or parse_size(toml["touches"]) > 4 << 20
     for entry in toml.get("parameters", {}).values():
         assert entry.keys() == {"default", "help"}
         parse_size(entry["default"])
@@ -138,6 +140,11 @@ SMALLER = {
     "ptchurn": "pages=17 spaces=3 switches=7 rounds=3",
     "demand": "size=100k shared=20k seed=3",
     "smc": "pages=11 rounds=3",
+    "smp-counter": "count=50 locked=10 pages=3",
+    "smp-ipi": "rounds=3 ticks=2 restarts=1",
+    "smp-shootdown": "pages=20 changes=30",
+    "smp-sieve": "limit=64k segment=1000",
+    "smp-smc": "pages=17 turns=2 patches=3",
 }
 
 
@@ -150,6 +157,11 @@ OTHER = {
     "ptchurn": ["pages=18 spaces=3 switches=7 rounds=3", "pages=17 spaces=3 switches=8 rounds=3"],
     "demand": ["size=104k shared=20k seed=3", "size=100k shared=24k seed=3", "size=100k shared=20k seed=4"],
     "smc": ["pages=12 rounds=3", "pages=11 rounds=2"],
+    "smp-counter": ["count=51 locked=10 pages=3", "count=50 locked=11 pages=3", "count=50 locked=10 pages=4"],
+    "smp-ipi": ["rounds=4 ticks=2 restarts=1", "rounds=3 ticks=1 restarts=1", "rounds=3 ticks=2 restarts=2"],
+    "smp-shootdown": ["pages=21 changes=30", "pages=20 changes=31"],
+    "smp-sieve": ["limit=65k segment=1000"],
+    "smp-smc": ["pages=18 turns=2 patches=3", "pages=17 turns=3 patches=3", "pages=17 turns=2 patches=4"],
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,6 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 NAMES = ("pae32", "pm32", "real16")
 
 Boot = Callable[..., tuple[int, str]]
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,23 +36,6 @@ def test_everything_is_tried(boot: Boot, name: str, line: str) -> None:
     assert line in output.splitlines()
 
 
-@pytest.fixture
-def build_changed(build_guests: Run, tmp_path: Path) -> Callable[[str, str, str, str], Path]:
-    """Build a guest with one piece of one of its sources replaced."""
-
-    def one(name: str, source: str, old: str, new: str) -> Path:
-        for folder in ("common32", name):
-            shutil.copytree(GUESTS / folder, tmp_path / folder, dirs_exist_ok=True)
-        text = (tmp_path / source).read_text()
-        assert old in text
-        (tmp_path / source).write_text(text.replace(old, new))
-        done = build_guests("--guests", tmp_path, name)
-        assert done.returncode == 0, done.stderr
-        return tmp_path / name / f"{name}.elf"
-
-    return one
-
-
 @pytest.mark.parametrize(
     ("name", "source", "old", "new", "message"),
     [
@@ -72,13 +52,13 @@ def build_changed(build_guests: Run, tmp_path: Path) -> Callable[[str, str, str,
 def test_a_cpu_or_a_guest_that_does_otherwise_is_noticed(
     boot: Boot, build_changed: Callable[..., Path], name: str, source: str, old: str, new: str, message: str
 ) -> None:
-    status, output = boot(build_changed(name, source, old, new))
+    status, output = boot(build_changed(name, {source: (old, new)}))
     assert status == 1
     assert message in output
 
 
 def test_trap_that_nobody_handles_is_reported(boot: Boot, build_changed: Callable[..., Path]) -> None:
-    image = build_changed("pm32", "pm32/main.c", "	build_tables();", '	build_tables(); __asm__("ud2");')
+    image = build_changed("pm32", {"pm32/main.c": ("	build_tables();", '	build_tables(); __asm__("ud2");')})
     status, output = boot(image)
     assert status == 33
     assert output.startswith("pm32: trap 6 error 0x0 at 0x10")
