@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..addr import Gfn, Hva
-from ..cpu.engine import CpuExit, Event
+from ..cpu.engine import CpuExit, Event, WalkFault
 from ..cpu.mailbox import EXIT_ACCESS, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT
 from ..events import kvm_entry, kvm_exit, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
-from ..x86 import PFERR_FETCH, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
+from ..x86 import PFERR_FETCH, PFERR_PK, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
 from .intercept import CR3_RESERVED
@@ -58,6 +58,7 @@ _VMX_EXIT_REASONS: dict[int, str] = {
 """Exits as the kvm_exit tracepoint names them on VMX without EPT."""
 
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
+_WHY_PK = int(WalkFault.PK)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 
 
@@ -223,9 +224,12 @@ class Vcpu:
         return KvmRun(ExitReason.INTR, f"{self.kvm.instructions} instructions")
 
     def pferr(self) -> int:
-        """Hardware error code of the walk that failed last: P, W, U, F."""
+        """Hardware error code of the walk that failed last: P, W, U, F, PK."""
         box = self.engine.box
-        error_code = _PFERR_OF_ACCESS[box[EXIT_ACCESS]] | (PFERR_PRESENT if box[EXIT_WHY] else 0)
+        why = box[EXIT_WHY]
+        error_code = _PFERR_OF_ACCESS[box[EXIT_ACCESS]] | (PFERR_PRESENT if why else 0)
+        if why == _WHY_PK:
+            error_code |= PFERR_PK
         return error_code | PFERR_USER if box[EXIT_USER] else error_code
 
     def service_requests(self) -> None:

@@ -19,9 +19,7 @@ from ...events import (
 from ...mm.fault import VmFault
 from ...mm.mm_struct import cmpxchg_user_u64, read_user_u64
 from ...x86 import (
-    CR0_WP,
     CR4_PSE,
-    CR4_SMAP,
     CR4_SMEP,
     EFER_NX,
     PFERR_FETCH,
@@ -34,10 +32,12 @@ from ...x86 import (
     PT_DIRTY,
     PT_NX,
     PT_PAGE_SIZE,
+    PT_PKEY_MASK,
     PT_PRESENT,
     PT_WRITABLE,
 )
 from .paging_mode import NONPAGING, PAE, PT32, PT64
+from .permission import permission_fault
 from .role import A20_GFN_MASK
 from .spte import (
     ACC_ALL,
@@ -69,18 +69,19 @@ class GuestWalker:
     """Result of a walk; one per vCPU, overwritten by the next.
 
     ptes[l], table_gfn[l]: the entry used at level l and the table it stands in. access_to[l]: rights that the
-    entries above level l leave, which is the access of level l's shadow page. level, gfn, pte_access: of the leaf;
-    gfn is that of the 4 KiB page the address falls in. error_code: of the #PF when walk_addr returns GUEST.
-    leaf_page: the level 1 shadow page that leaf_walk.py went out from, None after a whole walk.
+    entries above level l leave, which is the access of level l's shadow page. level, gfn, pte_access, pkey: of the
+    leaf; gfn is that of the 4 KiB page the address falls in, pkey the bits of PT_PKEY_MASK. error_code: of the #PF when
+    walk_addr returns GUEST. leaf_page: the level 1 shadow page that leaf_walk.py went out from, None after a whole
+    walk.
     """
 
-    __slots__ = ("access_to", "error_code", "gfn", "leaf_page", "level", "pte_access", "ptes", "table_gfn")
+    __slots__ = ("access_to", "error_code", "gfn", "leaf_page", "level", "pkey", "pte_access", "ptes", "table_gfn")
 
     def __init__(self) -> None:
         self.level = 0
         self.leaf_page: KvmMmuPage | None = None
         self.gfn = Gfn(0)
-        self.pte_access = 0
+        self.pte_access = self.pkey = 0
         self.error_code = 0
         self.table_gfn = [Gfn(0)] * 6
         self.ptes = [0] * 6
@@ -147,6 +148,7 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
     walker.level = level
     walker.gfn = table_gfn
     walker.pte_access = access
+    walker.pkey = pte & PT_PKEY_MASK
     return _finish_walk(vcpu, gva, pferr, accessed)
 
 
@@ -182,6 +184,7 @@ def _walk_addr32(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     walker.level = level
     walker.gfn = table_gfn
     walker.pte_access = access
+    walker.pkey = 0
     return _finish_walk(vcpu, gva, pferr, accessed)
 
 
@@ -204,31 +207,19 @@ def _nonpaging(vcpu: Vcpu, gva: Gva) -> RetPf:
     walker.level = NONPAGING_LEVEL
     walker.gfn = Gfn(gva >> PAGE_SHIFT & A20_GFN_MASK if vcpu.cpu_role else gva >> PAGE_SHIFT)
     walker.pte_access = ACC_ALL
+    walker.pkey = 0
     return RET_PF_CONTINUE
 
 
 def _finish_walk(vcpu: Vcpu, gva: Gva, pferr: int, accessed: int) -> RetPf:
     """With every entry read: rights, then A and D."""
     walker = vcpu.walker
-    if permission_fault(vcpu, walker.pte_access, pferr):
-        return _walk_error(vcpu, pferr, PFERR_PRESENT)
+    cause = permission_fault(vcpu, walker.pte_access, walker.pkey, pferr)
+    if cause:
+        return _walk_error(vcpu, pferr, cause)
     if not accessed or (pferr & PFERR_WRITE and not walker.ptes[walker.level] & PT_DIRTY):
         return _update_accessed_dirty_bits(vcpu, gva, pferr)
     return RET_PF_CONTINUE
-
-
-def permission_fault(vcpu: Vcpu, access: int, pferr: int) -> bool:
-    """Whether the rights that all levels leave refuse this access under the CPU's mode (update_permission_bitmask)."""
-    if pferr & PFERR_FETCH:
-        if not access & ACC_EXEC_MASK:
-            return True
-        smep = vcpu.cr4 & CR4_SMEP and not pferr & PFERR_USER
-        return bool(smep and access & ACC_USER_MASK) or bool(pferr & PFERR_USER and not access & ACC_USER_MASK)
-    if pferr & PFERR_USER:
-        return not access & ACC_USER_MASK or (pferr & PFERR_WRITE != 0 and not access & ACC_WRITE_MASK)
-    if access & ACC_USER_MASK and vcpu.cr4 & CR4_SMAP and vcpu.smap_active:
-        return True
-    return pferr & PFERR_WRITE != 0 and not access & ACC_WRITE_MASK and vcpu.cr0 & CR0_WP != 0
 
 
 def _walk_error(vcpu: Vcpu, pferr: int, cause: int) -> RetPf:

@@ -17,9 +17,10 @@ from ...addr import PAGE_SHIFT, Gva
 from ...cpu.mailbox import EXIT_LEVEL, EXIT_TABLE
 from ...events import kvm_mmu_pagetable_walk, kvm_mmu_paging_element
 from ...mm.gup import host_pte
-from ...x86 import PFERR_WRITE, PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT
-from .guest_walker import ACC_W_U, NONPAGING_LEVEL, permission_fault
+from ...x86 import PFERR_WRITE, PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PKEY_MASK, PT_PRESENT
+from .guest_walker import ACC_W_U, NONPAGING_LEVEL
 from .paging_mode import PT32, PT64
+from .permission import permission_fault
 from .spte import ACC_EXEC_MASK, ACC_WRITE_MASK
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def walk_leaf(vcpu: Vcpu, gva: Gva, pferr: int) -> bool:
 
 def _direct(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     """Below a large guest page, or without paging. The page's rights are those of a fault that went all the way."""
-    if (pferr & PFERR_WRITE and not sp.access & ACC_WRITE_MASK) or permission_fault(vcpu, sp.access, pferr):
+    if (pferr & PFERR_WRITE and not sp.access & ACC_WRITE_MASK) or permission_fault(vcpu, sp.access, sp.pkey, pferr):
         return False
     if sp.gfns:
         return False
@@ -57,6 +58,7 @@ def _direct(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     walker.level = NONPAGING_LEVEL
     walker.gfn = sp.gfn + (gva >> PAGE_SHIFT & 511)  # type: ignore[assignment]
     walker.pte_access = sp.access
+    walker.pkey = sp.pkey
     return True
 
 
@@ -73,7 +75,8 @@ def _indirect(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     if pte & (needed | vcpu.rsvd_bits) != needed:
         return False
     access = sp.access & (pte & ACC_W_U | (0 if pte & PT_NX else ACC_EXEC_MASK))
-    if permission_fault(vcpu, access, pferr):
+    pkey = pte & PT_PKEY_MASK
+    if permission_fault(vcpu, access, pkey, pferr):
         return False
     walker = vcpu.walker
     walker.level = 1
@@ -82,6 +85,7 @@ def _indirect(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     walker.access_to[1] = sp.access
     walker.gfn = (pte & PT_ADDR_MASK) >> PAGE_SHIFT  # type: ignore[assignment]
     walker.pte_access = access
+    walker.pkey = pkey
     return True
 
 

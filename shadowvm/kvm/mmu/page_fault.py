@@ -18,6 +18,7 @@ from ...mm.gup import get_user_page, get_user_page_fast
 from ...mm.page_alloc import put_page
 from ...x86 import (
     CR0_WP,
+    CR4_PKE,
     CR4_SMAP,
     CR4_SMEP,
     PFERR_PRESENT,
@@ -134,8 +135,8 @@ def _cr0_wp_clear_access(vcpu: Vcpu, access: int, write: int) -> int:
 
     A supervisor page that is dirty gets W, be it read or written: an instruction may do both to one large page. It
     keeps X, since its own code may be what stores there. A user page gets W for a store, and loses U and under SMEP
-    X. Negative: emulate the store instead. Under SMAP an spte without U would let through what SMAP refuses, and in
-    a large page one instruction may need U here and W there.
+    X. Negative: emulate the store instead. Under SMAP or protection keys an spte without U would let through what they
+    refuse, and in a large page one instruction may need U here and W there.
 
     Below a large page that has a shadow already the guest's entry has not been read: the rights of that shadow are
     what a whole walk came to, and a store that they do not allow made one.
@@ -147,7 +148,7 @@ def _cr0_wp_clear_access(vcpu: Vcpu, access: int, write: int) -> int:
         return access | ACC_WRITE_MASK if walker.ptes[walker.level] & PT_DIRTY else access
     if not write:
         return access
-    if vcpu.cr4 & CR4_SMAP or walker.level > 1:
+    if vcpu.cr4 & (CR4_SMAP | CR4_PKE) or walker.level > 1:
         return -1
     access = (access | ACC_WRITE_MASK) & ~ACC_USER_MASK
     return access & ~ACC_EXEC_MASK if vcpu.cr4 & CR4_SMEP else access
@@ -244,7 +245,13 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
             access = access_to[level]
         # A link has no bits above the address.
         child = sp_by_pfn[spte >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
-        if child is None or child.gfn != table_gfn or child.access != access or child.direct != direct:
+        if (
+            child is None
+            or child.gfn != table_gfn
+            or child.access != access
+            or child.direct != direct
+            or (direct and child.pkey != walker.pkey)
+        ):
             child = _get_child_sp(vcpu, sp, sptep, table_gfn, _child_role(vcpu, sptep, level, access, direct))
             # The entry that is linked is protected by now, but another CPU may have changed it since the walk.
             parent = leaf_level if direct else level + 1
@@ -269,7 +276,7 @@ def _fetch_leaf(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
 def _child_role(vcpu: Vcpu, sptep: int, level: int, access: int, direct: bool) -> int:
     """kvm_mmu_child_role(): the two halves of a 32-bit guest's page table are linked from neighbouring entries."""
     quadrant = sptep & 1 if vcpu.mode is PT32 and not direct else 0
-    return pack_role(vcpu.cpu_role, level, access, direct, quadrant)
+    return pack_role(vcpu.cpu_role, level, access, direct, quadrant, vcpu.walker.pkey if direct else 0)
 
 
 def _get_child_sp(vcpu: Vcpu, parent: KvmMmuPage, sptep: int, table_gfn: Gfn, role: int) -> KvmMmuPage:
@@ -316,7 +323,7 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
         drop_spte(kvm, sptep)
         kvm.flush_remote_tlbs()
         old = 0
-    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable)
+    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable, vcpu.walker.pkey)
     wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
     if spte == old:
         return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_SPURIOUS

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NX
+from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NX, PT_PKEY_SHIFT
 from .spte import ACC_ALL
 
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
-_HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _A20_CLOSED = 12, 13, 15, 16
+_HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _PKE_ANDNOT_WP = 12, 13, 15, 16
+_PKEY, _A20_CLOSED = 17, 21
 
 ROLE_CR0_WP = 1 << _CR0_WP
 A20_GFN_MASK = ~(1 << 8)
@@ -33,6 +34,9 @@ class Role(NamedTuple):
     has_4_byte_gpte: bool
     quadrant: int
     cr4_pse: bool
+    pke_andnot_wp: bool
+    pkey: int
+    """As PT_PKEY_MASK bits."""
     a20_closed: bool
 
 
@@ -55,17 +59,24 @@ def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False) -
         role |= 1 << _SMEP_ANDNOT_WP
     if cr4 & CR4_SMAP:
         role |= 1 << _SMAP_ANDNOT_WP
+    if cr4 & CR4_PKE:
+        role |= 1 << _PKE_ANDNOT_WP
     return role
 
 
-def pack_role(cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = False, quadrant: int = 0) -> int:
+def pack_role(
+    cpu_role: int, level: int, access: int = ACC_ALL, direct: bool = False, quadrant: int = 0, pkey: int = 0
+) -> int:
     """The role of a shadow page of `level` reached with `access`.
 
     A table of 32-bit entries has twice as many of them as a shadow page; `quadrant` says which part is shadowed.
+    `pkey` is the protection key of the large page that a direct page is a piece of, as PT_PKEY_MASK bits: KVM, which
+    has no protection keys under shadow paging, has no such field.
     """
     if direct:
         cpu_role &= ~(1 << _HAS_4_BYTE_GPTE | 1 << _CR4_PSE)
-    return cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT | quadrant << _QUADRANT
+    role = cpu_role | level << _LEVEL | access << _ACCESS | direct << _DIRECT | quadrant << _QUADRANT
+    return role | pkey >> PT_PKEY_SHIFT - _PKEY if pkey else role
 
 
 def unpack_role(role: int) -> Role:
@@ -81,6 +92,8 @@ def unpack_role(role: int) -> Role:
         bool(role >> _HAS_4_BYTE_GPTE & 1),
         role >> _QUADRANT & 3,
         bool(role >> _CR4_PSE & 1),
+        bool(role >> _PKE_ANDNOT_WP & 1),
+        (role >> _PKEY & 15) << PT_PKEY_SHIFT,
         bool(role >> _A20_CLOSED & 1),
     )
 

@@ -49,6 +49,7 @@ class KvmMmuPage:
         "page",
         "parent_ptes",
         "pfn",
+        "pkey",
         "q",
         "role",
         "root_count",
@@ -67,6 +68,7 @@ class KvmMmuPage:
         self.access = fields.access
         computed = fields.level > 1 or (fields.direct and not fields.a20_closed)
         self.gfns: list[Gfn] = [] if computed else [gfn] * 512
+        self.pkey = fields.pkey
         self.parent_ptes: dict[int, None] = {}
         self.root_count = 0
         self.write_flooding_count = 0

@@ -54,12 +54,13 @@ RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_GUEST = RetPf.FIXED, RetPf.SPURIOUS, RetPf
 """The members that every fault names: looking one up in its enum costs as much as a call."""
 
 
-def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool) -> int:
+def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool, pkey: int = 0) -> int:
     """A present leaf entry with `access`, less what the host pte or the shadowing of `gfn` forbids.
 
+    `pkey`: the PT_PKEY_MASK bits of the guest's leaf; the CPU compares them with PKRU at each fill.
     A gfn that backs a shadow page never gets a writable spte (mmu_try_to_unsync_pages refuses).
     """
-    bits = _LEAF | access & ACC_USER_MASK
+    bits = _LEAF | access & ACC_USER_MASK | pkey
     if host_writable:
         bits |= SPTE_HOST_WRITABLE
         if access & ACC_WRITE_MASK and gfn not in slot.gfn_write_track:

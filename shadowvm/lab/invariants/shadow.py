@@ -19,7 +19,18 @@ from ...kvm.mmu.role import A20_GFN_MASK, ROLE_CR0_WP, unpack_role
 from ...kvm.mmu.shadow import KvmMmuPage
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
 from ...mm.gup import host_pte
-from ...x86 import PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+from ...x86 import (
+    PT_ACCESSED,
+    PT_ADDR_MASK,
+    PT_DIRTY,
+    PT_NX,
+    PT_PAGE_SIZE,
+    PT_PKEY_MASK,
+    PT_PKEY_SHIFT,
+    PT_PRESENT,
+    PT_USER,
+    PT_WRITABLE,
+)
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
@@ -162,6 +173,7 @@ class ShadowRules:
         if sp.direct:
             allowed = sp.access
             expected = Gfn(sp.gfn + index & (A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1))
+            pkey = sp.pkey
         else:
             gpte = self.guest_entry(sp, index)
             if gpte is None:
@@ -174,8 +186,11 @@ class ShadowRules:
                 )
             allowed = sp.access & entry_access(gpte)
             expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT)
+            pkey = gpte & PT_PKEY_MASK
         if sp.gfn_of(index) != expected:
             self.fail("I23", where, f"the guest's tables say gfn {expected:#x}")
+        if spte & PT_PKEY_MASK != pkey:
+            self.fail("I23", f"{where} has another protection key", f"the guest's is {pkey >> PT_PKEY_SHIFT}")
         if spte & PT_USER and not allowed & PT_USER:
             self.fail("I23", f"{where} is a user's", f"the guest allows {allowed:#x}")
         supervisor_write = not spte & PT_USER and not sp.role & ROLE_CR0_WP
@@ -202,6 +217,8 @@ class ShadowRules:
             gfn = Gfn(gfn & -1 << 9 * (sp.level - 1))
         if not gpte & PT_PRESENT or child.gfn != gfn or child.direct != large:
             self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"the guest's entry is {gpte:#x}")
+        if large and child.pkey != gpte & PT_PKEY_MASK:
+            self.fail("I22", f"{where} is of a large page of another protection key", f"the guest's entry is {gpte:#x}")
         if large and child.access & PT_WRITABLE and not gpte & PT_DIRTY:
             self.fail("I22", f"{where} grants {child.access:#x}", f"the guest's entry {gpte:#x} is clean")
         allowed = sp.access & entry_access(gpte)

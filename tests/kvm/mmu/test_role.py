@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import product
 
 from shadowvm.kvm.mmu.role import kvm_calc_cpu_role, pack_role, role_text, unpack_role
-from shadowvm.x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_SMAP, CR4_SMEP, EFER_NX
+from shadowvm.x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_SMAP, CR4_SMEP, EFER_NX
 
 LONG = kvm_calc_cpu_role(CR0_PG | CR0_WP, CR4_PAE, EFER_NX)
 
@@ -20,13 +20,21 @@ def test_fields_survive_packing_and_different_fields_are_different_roles() -> No
     assert len(seen) == 5 * 8 * 2 * 4
 
 
-def test_smep_and_smap_count_only_without_write_protection() -> None:
-    for wp, smep, smap in product((0, 1), repeat=3):
-        cr4 = CR4_PAE | smep * CR4_SMEP | smap * CR4_SMAP
+def test_direct_pages_of_different_keys_are_different() -> None:
+    roles = {key: pack_role(LONG, 1, direct=True, pkey=key << 59) for key in range(16)}
+    assert len(set(roles.values())) == 16
+    assert all(unpack_role(role).pkey == key << 59 for key, role in roles.items())
+    assert roles[0] == pack_role(LONG, 1, direct=True)
+
+
+def test_smep_smap_and_keys_count_only_without_write_protection() -> None:
+    for wp, smep, smap, pke in product((0, 1), repeat=4):
+        cr4 = CR4_PAE | smep * CR4_SMEP | smap * CR4_SMAP | pke * CR4_PKE
         fields = unpack_role(pack_role(kvm_calc_cpu_role(CR0_PG | wp * CR0_WP, cr4, EFER_NX), 4))
         assert fields.cr0_wp == bool(wp)
         assert fields.smep_andnot_wp == bool(smep and not wp)
         assert fields.smap_andnot_wp == bool(smap and not wp)
+        assert fields.pke_andnot_wp == bool(pke and not wp)
 
 
 def test_without_paging_there_is_no_role() -> None:

@@ -18,7 +18,7 @@ from shadowvm.kvm.mmu.spte import (
     make_spte,
     spte_pfn,
 )
-from shadowvm.x86 import PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+from shadowvm.x86 import PT_NX, PT_PAGE_SIZE, PT_PKEY_MASK, PT_PRESENT, PT_USER, PT_WRITABLE
 
 PLAIN, TRACKED = Gfn(5), Gfn(6)
 
@@ -41,6 +41,13 @@ def test_rights_are_what_guest_host_and_tracking_all_allow() -> None:
         assert spte & PT_PRESENT
         assert is_shadow_present(spte)
         assert spte_pfn(spte) == 0x123
+
+
+def test_the_key_of_the_guest_is_the_key_of_the_spte() -> None:
+    for key in range(16):
+        spte = make_spte(slot(), ACC_ALL, PLAIN, Pfn(0x123), True, key << 59)
+        assert spte & PT_PKEY_MASK == key << 59
+        assert spte & ~PT_PKEY_MASK == make_spte(slot(), ACC_ALL, PLAIN, Pfn(0x123), True)
 
 
 def test_a_link_leaves_rights_to_the_leaf() -> None:
