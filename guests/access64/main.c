@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * 4-level and 5-level paging (SDM vol. 3, chapter 4) against an oracle that is written from the
+ * manual: error code, CR2, what was read and stored, and the accessed and dirty bits of every level.
+ */
+#include "guest.h"
+
+#include "long.h"
+#include "matrix.h"
+#include "probe.h"
+#include "window.h"
+
+int main(int argc, char **argv)
+{
+	static struct matrix m;
+	u64 levels = DEFAULT_levels, step = DEFAULT_step, exact = DEFAULT_exact;
+	const struct param params[] = {
+		{ "levels", &levels, 4, 5 },
+		{ "step", &step, 1, 1UL << 24 },
+		{ "exact", &exact, 0, 1 },
+	};
+
+	parse_params(argc, argv, params, ARRAY_SIZE(params));
+	cpu_features(&m.has);
+	if (levels > (u64)m.has.levels)
+		usage("this CPU has no five levels");
+	m.has.levels = (int)levels;
+	m.step = (u32)step;
+	m.exact = exact;
+	load_descriptor_tables(WINDOW_PAGE);
+	probe_init(USER_AT, USER_STACK_TOP);
+	enter_paging(build_tables((int)levels), (int)levels);
+	load_descriptor_tables(window + LDT_AT);
+	run_matrix(&m);
+	printf("%lu combinations, %u failures\n", m.tried, m.failures);
+	finish(m.checksum, !m.failures);
+}
