@@ -4,6 +4,7 @@
 #include "guest.h"
 
 #define CR0_WP (1u << 16)
+#define CR4_PGE (1u << 7)
 #define CR4_SMEP (1u << 20)
 #define CR4_SMAP (1u << 21)
 #define CR4_PKE (1u << 22)
@@ -81,7 +82,17 @@ void set_control(const struct cpu *cpu, const struct cpu *has)
 	if (has->nxe)
 		__asm__ volatile("wrmsr" : : "c"(MSR_EFER), "a"((u32)with(low, EFER_NXE, cpu->nxe)), "d"(high));
 	__asm__ volatile("mov %0, %%cr0; mov %1, %%cr4" : : "r"(cr0), "r"(cr4) : "memory");
-	write_cr3(read_cr3());
+	if (!(low & EFER_NXE) != !cpu->nxe)
+		flush_all();
+}
+
+void flush_all(void)
+{
+	u64 cr4;
+
+	__asm__ volatile("mov %%cr4, %0" : "=r"(cr4));
+	__asm__ volatile("mov %0, %%cr4" : : "r"(cr4 ^ CR4_PGE) : "memory");
+	__asm__ volatile("mov %0, %%cr4" : : "r"(cr4) : "memory");
 }
 
 void wrpkru(u32 value)

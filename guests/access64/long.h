@@ -16,8 +16,14 @@ void load_descriptor_tables(u64 ldt);
 /* Load CR3. With five levels the way leads through compatibility mode, where paging can be turned off. */
 void enter_paging(u64 root, int levels);
 
-/* CR0.WP, EFER.NXE, CR4.SMEP, SMAP and PKE as in `cpu`. AC is for the single access. */
+/*
+ * CR0.WP, EFER.NXE, CR4.SMEP, SMAP and PKE as in `cpu`. AC is for the single access. Nothing is
+ * invalidated but what must be: a change of NXE needs it.
+ */
 void set_control(const struct cpu *cpu, const struct cpu *has);
+
+/* CR4.PGE off and on again: nothing is left in the TLB, not even global pages. */
+void flush_all(void);
 
 /* CR4.PKE must be set. */
 void wrpkru(u32 value);

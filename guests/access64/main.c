@@ -8,11 +8,21 @@
 #include "long.h"
 #include "matrix.h"
 #include "probe.h"
+#include "walk.h"
 #include "window.h"
+
+#define WALK_STEPS 500000UL /* with step=1 */
+
+static void report(const char *what, struct tally *t)
+{
+	printf("%s: %lu accesses, %u failures\n", what, t->tried, t->failures);
+	t->tried = 0;
+}
 
 int main(int argc, char **argv)
 {
-	static struct matrix m;
+	static struct tally t;
+	struct cpu has = { 0 };
 	u64 levels = DEFAULT_levels, step = DEFAULT_step, exact = DEFAULT_exact;
 	const struct param params[] = {
 		{ "levels", &levels, 4, 5 },
@@ -21,17 +31,18 @@ int main(int argc, char **argv)
 	};
 
 	parse_params(argc, argv, params, ARRAY_SIZE(params));
-	cpu_features(&m.has);
-	if (levels > (u64)m.has.levels)
+	cpu_features(&has);
+	if (levels > (u64)has.levels)
 		usage("this CPU has no five levels");
-	m.has.levels = (int)levels;
-	m.step = (u32)step;
-	m.exact = exact;
+	has.levels = (int)levels;
+	t.exact = exact;
 	load_descriptor_tables(WINDOW_PAGE);
 	probe_init(USER_AT, USER_STACK_TOP);
 	enter_paging(build_tables((int)levels), (int)levels);
 	load_descriptor_tables(window + LDT_AT);
-	run_matrix(&m);
-	printf("%lu combinations, %u failures\n", m.tried, m.failures);
-	finish(m.checksum, !m.failures);
+	run_matrix(&t, &has, (u32)step);
+	report("matrix", &t);
+	run_walk(&t, &has, (u32)(WALK_STEPS / step));
+	report("walk", &t);
+	finish(t.checksum, !t.failures);
 }

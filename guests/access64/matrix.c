@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "matrix.h"
 
+#include "check.h"
 #include "guest.h"
 #include "long.h"
-#include "probe.h"
 #include "window.h"
 
 #define SETTINGS 64
-#define WAYS (2 * (LOAD_DESCRIPTOR) + 2)
 #define RIGHTS_OF_ONE 64
 #define KEYS 5
 #define FEW 8
 #define LOWEST_RESERVED 13
-#define FAILURES_SHOWN 8
+
+static u32 step;
 
 /* Bits that the CPU must ignore: some of them, differently each time. */
 static u64 ignored(const struct cpu *cpu, int level, u64 entry, u32 n)
@@ -84,107 +84,11 @@ static u64 set_key(struct cpu *cpu, u32 setting, u32 n)
 	return (u64)key << KEY_SHIFT;
 }
 
-/* The level whose entry is not what it must be, or 0. QEMU 7.2 sets A in the leaf of a large page that it then refuses. */
-static u32 compare(const struct matrix *m, const struct cpu *cpu, const u64 *entries, enum kind kind, u32 error, int leaf)
-{
-	for (int level = cpu->levels; level; level--) {
-		u64 may, must = marks(kind, error, level, leaf, &may), found = *(volatile u64 *)entry_of[level];
-
-		if (!m->exact && level == leaf && level > 1 && error != ALLOWED && entries[level] & P)
-			may = A;
-		if ((found & ~may) != ((entries[level] | must) & ~may) || (entries[level] & ~found))
-			return (u32)level;
-	}
-	return 0;
-}
-
-static void show(struct matrix *m, const struct cpu *cpu, const u64 *entries, enum kind kind, bool user)
-{
-	if (m->failures++ >= FAILURES_SHOWN)
-		return;
-	printf("kind %d user %d wp %d nxe %d smep %d smap %d ac %d pke %d pkru %08x\n", kind, user, cpu->wp, cpu->nxe,
-	       cpu->smep, cpu->smap, cpu->ac, cpu->pke, cpu->pkru);
-	for (int level = cpu->levels; level; level--)
-		printf("  entry %d: %016lx, then %016lx\n", level, entries[level], *entry_of[level]);
-}
-
-static u32 address_of(enum kind kind)
-{
-	if (is_implicit(kind))
-		return LDT_AT + 8 * (kind == MARK_DESCRIPTOR);
-	return kind == FETCH ? 0 : DATA_AT;
-}
-
-/* The error code, or ALLOWED; anything else than a page fault at the right address is none of them. */
-static u32 error_of(const struct probed *found, enum kind kind)
-{
-	u64 address = window + address_of(kind);
-	u64 slack = is_implicit(kind) ? 7 : 0;
-
-	if (found->vector == NONE)
-		return ALLOWED;
-	if (found->vector != VECTOR_PF || found->cr2 < address || found->cr2 > address + slack)
-		return ~ALLOWED - 1 - found->vector;
-	return found->error;
-}
-
-/* What the access did to memory and registers. */
-static bool data_is_right(enum kind kind, u32 before, u32 value, u32 error, u64 read)
-{
-	u32 now = *page_word(DATA_AT), done = kind == WRITE ? value : kind == MODIFY ? before + value : before;
-
-	if (kind == MARK_DESCRIPTOR && error == ALLOWED && !(*page_word(LDT_AT + 12) & 0x100))
-		return false;
-	if (kind == READ && error == ALLOWED && (u32)read != before)
-		return false;
-	return now == (error == ALLOWED ? done : before);
-}
-
-/* QEMU 7.2 leaves P out of the error code of a reserved bit. */
-static u32 as_the_manual(const struct matrix *m, u32 error)
-{
-	return !m->exact && error != ALLOWED && error & E_RSVD ? error | E_P : error;
-}
-
-static void check_access(struct matrix *m, const struct cpu *cpu, const u64 *entries, enum kind kind, bool user, u32 n)
-{
-	u32 value = is_implicit(kind) ? LDT_SELECTOR(kind == MARK_DESCRIPTOR) : n * 0x9e3779b1u, before, wanted, error, wrong;
-	const struct probed *found;
-	bool either;
-	int leaf;
-
-	if (kind == MARK_DESCRIPTOR)
-		reset_descriptor();
-	before = *page_word(DATA_AT);
-	wanted = verdict(cpu, entries, kind, user, &leaf, &either);
-	found = probe(window + address_of(kind), kind, user, cpu->ac, value);
-	error = as_the_manual(m, error_of(found, kind));
-	if (either)
-		error &= ~E_W;
-	wrong = compare(m, cpu, entries, kind, wanted, leaf);
-	m->tried++;
-	m->checksum = checksum_add(m->checksum, error);
-	if (error == wanted && !wrong && data_is_right(kind, before, value, error, found->value))
-		return;
-	show(m, cpu, entries, kind, user);
-	if (m->failures <= FAILURES_SHOWN)
-		printf("  error %x instead of %x, entry %u, data %08x was %08x\n", error, wanted, wrong, *page_word(DATA_AT),
-		       before);
-}
-
-static void one_way(struct matrix *m, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
-{
-	if (way >= 2 * LOAD_DESCRIPTOR)
-		check_access(m, cpu, entries, LOAD_DESCRIPTOR + way % 2, true, n);
-	else
-		check_access(m, cpu, entries, way / 2, way & 1, n);
-}
-
 /*
  * One access with these entries, then two more in other ways, with another EFLAGS.AC and PKRU: what
  * the CPU keeps of the first may not serve them if it is not allowed to.
  */
-static void three_accesses(struct matrix *m, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
+static void three_accesses(struct tally *m, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
 {
 	struct cpu now = *cpu;
 	u64 current[MAX_LEVELS + 1];
@@ -193,7 +97,7 @@ static void three_accesses(struct matrix *m, const struct cpu *cpu, const u64 *e
 		if (*entry_of[level] != entries[level])
 			*(volatile u64 *)entry_of[level] = entries[level];
 	invlpg(window);
-	one_way(m, cpu, entries, way, n);
+	check_access(m, cpu, entries, way, n);
 	for (u32 again = 1; again < 3; again++) {
 		u64 other = mix(n * 4ull + again);
 
@@ -202,16 +106,16 @@ static void three_accesses(struct matrix *m, const struct cpu *cpu, const u64 *e
 		now.ac = other >> 32 & 1;
 		if (now.pke)
 			wrpkru(now.pkru = (u32)(other >> 33) & ~3u);
-		one_way(m, &now, current, other % WAYS, n + again);
+		check_access(m, &now, current, other % WAYS, n + again);
 	}
 	if (cpu->pke)
 		wrpkru(cpu->pkru);
 }
 
-static void all_ways(struct matrix *m, const struct cpu *cpu, const u64 *entries, u32 *n)
+static void all_ways(struct tally *m, const struct cpu *cpu, const u64 *entries, u32 *n)
 {
 	for (u32 way = 0; way < WAYS; way++, ++*n)
-		if (*n % m->step == 0)
+		if (*n % step == 0)
 			three_accesses(m, cpu, entries, way, *n);
 }
 
@@ -223,9 +127,9 @@ static void permissive(const struct cpu *cpu, int leaf, u64 *entries)
 }
 
 /* Skip what no step falls on, without building it. */
-static bool is_sampled(const struct matrix *m, u32 *n)
+static bool is_sampled(u32 *n)
 {
-	u32 next = (*n + m->step - 1) / m->step * m->step;
+	u32 next = (*n + step - 1) / step * step;
 
 	if (next - *n < WAYS)
 		return true;
@@ -233,7 +137,7 @@ static bool is_sampled(const struct matrix *m, u32 *n)
 	return false;
 }
 
-static void one_level(struct matrix *m, struct cpu *cpu, int level, int leaf, u32 *n)
+static void one_level(struct tally *m, struct cpu *cpu, int level, int leaf, u32 *n)
 {
 	u64 entries[MAX_LEVELS + 1];
 	u32 key;
@@ -242,7 +146,7 @@ static void one_level(struct matrix *m, struct cpu *cpu, int level, int leaf, u3
 	for (u32 value = 0; value < values_of(level, leaf); value++) {
 		u64 entry = single_entry(level, leaf, value, &key), large = level == leaf && level > 1 ? PS : 0;
 
-		if (!is_sampled(m, n))
+		if (!is_sampled(n))
 			continue;
 		entry |= target(level, level == leaf) | large;
 		if (entry & P)
@@ -254,13 +158,13 @@ static void one_level(struct matrix *m, struct cpu *cpu, int level, int leaf, u3
 	}
 }
 
-static void two_levels(struct matrix *m, struct cpu *cpu, int upper, int lower, int leaf, u32 *n)
+static void two_levels(struct tally *m, struct cpu *cpu, int upper, int lower, int leaf, u32 *n)
 {
 	u64 entries[MAX_LEVELS + 1];
 
 	permissive(cpu, leaf, entries);
 	for (u32 value = 0; value < FEW * FEW; value++) {
-		if (!is_sampled(m, n))
+		if (!is_sampled(n))
 			continue;
 		entries[upper] = target(upper, false) | few_rights_of(value / FEW);
 		entries[lower] = target(lower, lower == leaf) | few_rights_of(value % FEW) | (lower == leaf && leaf > 1 ? PS : 0);
@@ -268,7 +172,7 @@ static void two_levels(struct matrix *m, struct cpu *cpu, int upper, int lower, 
 	}
 }
 
-static void all_entries(struct matrix *m, struct cpu *cpu, u32 *n)
+static void all_entries(struct tally *m, struct cpu *cpu, u32 *n)
 {
 	for (int leaf = 1; leaf <= 3; leaf++) {
 		for (int level = cpu->levels; level >= leaf; level--)
@@ -279,12 +183,13 @@ static void all_entries(struct matrix *m, struct cpu *cpu, u32 *n)
 	}
 }
 
-void run_matrix(struct matrix *m)
+void run_matrix(struct tally *m, const struct cpu *has, u32 every)
 {
 	u32 n = 0;
 
+	step = every;
 	for (u32 setting = 0; setting < SETTINGS; setting++) {
-		struct cpu cpu = m->has;
+		struct cpu cpu = *has;
 
 		cpu.wp = setting & 1;
 		cpu.ac = setting >> 1 & 1;
@@ -293,7 +198,7 @@ void run_matrix(struct matrix *m)
 		cpu.smap &= setting >> 4 & 1;
 		cpu.pke &= setting >> 5 & 1;
 		cpu.pkru = 0;
-		set_control(&cpu, &m->has);
+		set_control(&cpu, has);
 		if (cpu.pke)
 			wrpkru(0);
 		all_entries(m, &cpu, &n);

@@ -6,16 +6,8 @@
 #ifndef MATRIX_H
 #define MATRIX_H
 
-#include "oracle.h"
+#include "check.h"
 
-struct matrix {
-	struct cpu has;
-	u32 step;
-	bool exact;
-	u64 tried, checksum;
-	u32 failures;
-};
-
-void run_matrix(struct matrix *m);
+void run_matrix(struct tally *m, const struct cpu *has, u32 step);
 
 #endif

@@ -4,6 +4,7 @@
 #include "guest.h"
 
 #define ENTRIES 512
+#define ALIASES 2 /* in the page table of CPL 3 */
 #define RET 0xc3
 #define DATA_DPL3 0x00cff2000000ffffull
 #define ACCESSED (1ull << 40)
@@ -13,11 +14,13 @@ typedef u64 table[ENTRIES] __attribute__((aligned(PAGE_SIZE)));
 
 extern u8 _user_start[];
 
-static table roots[2], window_tables[MAX_LEVELS], user_tables[3];
+static table roots[2], second_root, window_tables[MAX_LEVELS], user_tables[3];
 static u8 user_stack[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 
 u64 *entry_of[MAX_LEVELS + 1];
 u64 window;
+static u64 *root;
+static int top;
 
 /* Two pages of CPL 3, code and stack, behind entry 1 of the PML4. */
 static void map_user(u64 *pml4)
@@ -29,21 +32,74 @@ static void map_user(u64 *pml4)
 	user_tables[0][1] = (u64)user_stack | USER;
 }
 
+/* Small pages of the window's tables, behind those of CPL 3. */
+static void map_aliases(void)
+{
+	for (int level = 1; level < MAX_LEVELS; level++)
+		user_tables[0][ALIASES + level] = (u64)window_tables[level] | W | P;
+}
+
 u64 build_tables(int levels)
 {
-	static const u64 index[] = { 0, INDEX1, INDEX2, INDEX3, INDEX4, INDEX5 };
 	u64 *pml4 = roots[0], *pml5 = roots[1];
 
+	top = levels;
+	root = levels == 5 ? pml5 : pml4;
 	pml4[0] = *(u64 *)(read_cr3() & PT_ADDR_MASK);
 	map_user(pml4);
-	for (int level = 1; level < MAX_LEVELS; level++)
-		entry_of[level] = &window_tables[level][index[level]];
-	entry_of[levels] = levels == 5 ? &pml5[INDEX5] : &pml4[INDEX4];
-	window = levels == 5 ? INDEX5 << 48 | BELOW5 : BELOW5;
+	map_aliases();
 	if (levels == 5)
 		pml5[0] = (u64)pml4 | USER;
+	second_root[0] = root[0];
+	second_root[1] = root[1];
+	use_path(levels, 0, 0);
 	fill_page();
-	return (u64)(levels == 5 ? pml5 : pml4);
+	return (u64)root;
+}
+
+u64 root_of(u32 number)
+{
+	return number ? (u64)second_root : (u64)root;
+}
+
+static unsigned index_at(int level, u32 path)
+{
+	static const unsigned index[] = { 0, INDEX1, INDEX2, INDEX3, INDEX4, INDEX5 };
+
+	return index[level] ^ (path >> (level - 1) & 1);
+}
+
+u64 *path_entry(int level, u32 path, u32 number)
+{
+	u64 *table = level < top ? window_tables[level] : number ? second_root : root;
+
+	return &table[index_at(level, path)];
+}
+
+u64 path_address(u32 path)
+{
+	u64 address = 0;
+
+	for (int level = 1; level <= top; level++)
+		address |= (u64)index_at(level, path) << (3 + 9 * level);
+	return address;
+}
+
+void use_path(int levels, u32 path, u32 number)
+{
+	for (int level = 1; level <= levels; level++)
+		entry_of[level] = path_entry(level, path, number);
+	window = path_address(path);
+}
+
+u64 alias_of(const u64 *entry)
+{
+	u64 address = (u64)entry;
+
+	for (int level = 1; level < top; level++)
+		if ((address & ~(PAGE_SIZE - 1)) == (u64)window_tables[level])
+			return USER_AT + (u64)(ALIASES + level) * PAGE_SIZE + (address & (PAGE_SIZE - 1));
+	return address;
 }
 
 u64 target(int level, bool leaf)

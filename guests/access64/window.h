@@ -29,8 +29,22 @@ extern u64 *entry_of[MAX_LEVELS + 1];
 /* The same address in both modes but for bits 56:48. */
 extern u64 window;
 
-/* Make the tables; returns the root. */
+/* Make the tables; returns the root. There is another root with the same kernel and user. */
 u64 build_tables(int levels);
+u64 root_of(u32 number);
+
+/*
+ * The other windows: in each level's table, and in both roots, the entry beside the window's is one
+ * too. Bit l - 1 of `path` chooses it at level l, so that up to 32 addresses share tables.
+ */
+u64 *path_entry(int level, u32 path, u32 root);
+u64 path_address(u32 path);
+
+/* Make a path the window: entry_of and window. */
+void use_path(int levels, u32 path, u32 root);
+
+/* Where the kernel has the window's tables a second time, in small pages. */
+u64 alias_of(const u64 *entry);
 
 /* What an entry of `level` points at: the next table, or with `leaf` the frame that has the page. */
 u64 target(int level, bool leaf);
