@@ -16,9 +16,10 @@ from . import mailbox as mb
 
 NO_ROOT = 1 << 62
 """No table: a walk from here fails as BAD_FRAME."""
-ANY_CR3 = (1 << 63) - 1
-NO_CR3 = 1 << 63
-"""What no CR3 is after masking with ANY_CR3 or less, so that every use of the current root exits."""
+ANY_CR3 = NO_CR3 = (1 << 64) - 1
+"""As mask: all of CR3, so that one with reserved bits matches no root and is found out (refuse_cr3 of
+native/intercept.py). As value: no CR3 that may be loaded, so that every use of the current root exits.
+"""
 
 KEY_MASKS = {
     mb.MASK_CR0: x86.CR0_PE | x86.CR0_WP | x86.CR0_PG,
