@@ -33,10 +33,21 @@ if TYPE_CHECKING:
     from .vm import Kvm
 
 CR0_NW, CR0_CD = 1 << 29, 1 << 30
+CR0_RESERVED = 0x1FFAFFC0
+"""Bits of CR0 that are ignored when written and read as zero (SDM vol. 3, 2.5)."""
+PDPTR_CR0, PDPTR_CR4 = CR0_PG | CR0_CD | CR0_NW, CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP
+"""A MOV that changes one of these loads the PAE pointers, if PAE paging is in use after it (SDM vol. 3, 4.4.1)."""
 CR4_VME, CR4_PVI, CR4_TSD, CR4_DE, CR4_MCE, CR4_PCE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 6, 1 << 8
 CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_FSGSBASE, CR4_OSXSAVE = 1 << 9, 1 << 10, 1 << 16, 1 << 18
-_CR4_ALWAYS = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT
 _CR4_BY_FEATURE = {
+    "tsc": CR4_TSD,
+    "de": CR4_DE,
+    "pse": CR4_PSE,
+    "pae": CR4_PAE,
+    "mce": CR4_MCE,
+    "pge": CR4_PGE,
+    "fxsr": CR4_OSFXSR,
+    "sse": CR4_OSXMMEXCPT,
     "smep": CR4_SMEP,
     "smap": CR4_SMAP,
     "pku": CR4_PKE,
@@ -57,7 +68,7 @@ def is_valid_cr0(value: int, *, cr4: int, efer: int, cs_long: bool) -> bool:
 
 def cr4_reserved_bits(model: CpuModel) -> int:
     """Bits of CR4 that the CPU model does not know."""
-    known = _CR4_ALWAYS
+    known = CR4_PCE
     for feature, bit in _CR4_BY_FEATURE.items():
         if model.has(feature):
             known |= bit

@@ -21,7 +21,7 @@ from .exit import ExitReason, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_msr_read, exit_msr_write
 from .mmu.page_fault import kvm_mmu_page_fault
-from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits
+from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits, rsvd_large_bits
 from .mmu.role import kvm_calc_cpu_role
 from .mmu.root import kvm_mmu_free_roots, kvm_mmu_load
 from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
@@ -99,7 +99,10 @@ def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun
 
 
 def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
-    """CR3, CR0, CR4 or EFER changed to something that no cached root was built for."""
+    """CR3, CR0, CR4 or EFER changed to something that no cached root was built for.
+
+    The PAE pointers were loaded by the MOV that did it (intercept.py), unless that was a task switch.
+    """
     engine = vcpu.engine
     interrupted = engine.vectoring()
     if interrupted is not None:
@@ -108,17 +111,18 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
     if kvm_cr.on:
         kvm_cr(3, cr3)
     mode = paging_mode(cr0, cr4, efer)
-    if mode is PagingMode.PAE:
+    if mode is PagingMode.PAE and vcpu.pdptrs_cr3 != cr3:
         pdptrs = load_pdptrs(vcpu.kvm, cr3)
         if pdptrs is None:
             return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
-        vcpu.pdptrs = pdptrs
+        vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
     role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)
     vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = cr0, cr3, cr4, efer
     vcpu.mode, vcpu.levels, vcpu.cpu_role = mode, TRAITS[mode].levels, role
     vcpu.rsvd_bits, vcpu.root_gfn = rsvd_bits(mode, efer), root_gfn(mode, cr3)
+    vcpu.rsvd_large = rsvd_large_bits(mode, vcpu.kvm.cpu_model)
     ret = kvm_mmu_load(vcpu)
     return None if ret == RetPf.CONTINUE else KvmRun(ExitReason.INTERNAL_ERROR, f"cr3 {cr3:#x}: {ret.name}", ret)
 

@@ -11,12 +11,13 @@ from ..cpu.layout import HF_CS64_MASK
 from ..cpu.mailbox import EXIT_CR, EXIT_GPR
 from ..cpu.registers import HFLAGS
 from ..events import kvm_cpuid, kvm_cr, kvm_msr
-from ..x86 import CR0_PG, EFER_LMA
+from ..x86 import EFER_LMA, EFER_LME
 from .cpuid import cpuid
-from .cr import is_valid_cr0, is_valid_cr3, is_valid_cr4, load_pdptrs
+from .cr import CR0_RESERVED, PDPTR_CR0, PDPTR_CR4, is_valid_cr0, is_valid_cr3, is_valid_cr4, load_pdptrs
 from .exit import KvmRun
 from .inject import inject_gp
 from .mmu.paging_mode import MAXPHYADDR, PagingMode, paging_mode
+from .mmu.root import kvm_mmu_free_roots
 from .msr import kvm_get_msr, kvm_set_msr
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
         value &= _LOW
     if kvm_cr.on:
         kvm_cr(register, value)
-    if not _may_load(vcpu, register, value):
+    if register == 0:
+        value &= ~CR0_RESERVED
+    if not _may_load(vcpu, register, value) or not _load_pdptrs(vcpu, register, value):
         return inject_gp(vcpu)
     if register == 0:
         engine.cr0 = value
@@ -53,6 +56,28 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
     return None
 
 
+def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:
+    """Before `value` goes into CR0, CR3 or CR4: load the PAE pointers if that does it; False is #GP.
+
+    They stay what they are until the next such MOV, whatever is stored in memory. In PAE mode each MOV to CR3 exits.
+    """
+    engine = vcpu.engine
+    cr0, cr3, cr4 = (value if register == n else old for n, old in ((0, engine.cr0), (3, engine.cr3), (4, engine.cr4)))
+    long_mode = engine.efer & (EFER_LMA | EFER_LME)
+    is_pae = not long_mode and paging_mode(cr0, cr4, 0) is PagingMode.PAE
+    changed = register == 3 or (cr0 ^ engine.cr0) & PDPTR_CR0 or (cr4 ^ engine.cr4) & PDPTR_CR4
+    if is_pae and changed:
+        pdptrs = load_pdptrs(vcpu.kvm, cr3)
+        if pdptrs is None:
+            return False
+        vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
+        kvm_mmu_free_roots(vcpu)
+    elif not is_pae:
+        vcpu.pdptrs_cr3 = -1
+    engine.controls.cr3 = is_pae
+    return True
+
+
 def _is_64bit(vcpu: Vcpu) -> bool:
     """CS.L: 64-bit mode."""
     return bool(vcpu.engine.env[HFLAGS] & HF_CS64_MASK)
@@ -60,23 +85,13 @@ def _is_64bit(vcpu: Vcpu) -> bool:
 
 def _may_load(vcpu: Vcpu, register: int, value: int) -> bool:
     engine = vcpu.engine
-    cr0, cr3, cr4, efer = engine.cr0, engine.cr3, engine.cr4, engine.efer
     if register == 0:
-        if not is_valid_cr0(value, cr4=cr4, efer=efer, cs_long=_is_64bit(vcpu)):
-            return False
-        cr0 = value
-    elif register == 3:
-        return is_valid_cr3(value, efer=efer)
-    elif register == 4:
-        if not is_valid_cr4(value, model=vcpu.kvm.cpu_model, old=cr4, efer=efer):
-            return False
-        cr4 = value
-    else:
-        return not value >> 4
-    long_mode = efer & EFER_LMA or (cr0 & CR0_PG and efer & 1 << 8)
-    if not long_mode and paging_mode(cr0, cr4, efer) is PagingMode.PAE:
-        return load_pdptrs(vcpu.kvm, cr3) is not None
-    return True
+        return is_valid_cr0(value, cr4=engine.cr4, efer=engine.efer, cs_long=_is_64bit(vcpu))
+    if register == 3:
+        return is_valid_cr3(value, efer=engine.efer)
+    if register == 4:
+        return is_valid_cr4(value, model=vcpu.kvm.cpu_model, old=engine.cr4, efer=engine.efer)
+    return not value >> 4
 
 
 def exit_msr_read(vcpu: Vcpu) -> KvmRun | None:

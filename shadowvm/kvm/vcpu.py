@@ -66,7 +66,8 @@ class Vcpu:
     """State of one vCPU.
 
     requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
-    efer, cpu_role, mode, levels, root_gfn, pdptrs: what root was loaded for. event: what to inject at the next entry.
+    efer, cpu_role, mode, levels, root_gfn, pdptrs, rsvd_bits, rsvd_large: what root was loaded for. pdptrs_cr3: the
+    CR3 that pdptrs were read at, -1 outside of PAE mode. event: what to inject at the next entry.
     slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
     instructions of all vCPUs after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts.
     task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
@@ -99,12 +100,14 @@ class Vcpu:
         "msrs",
         "on_quantum",
         "pdptrs",
+        "pdptrs_cr3",
         "quit",
         "requests",
         "root",
         "root_gfn",
         "roots",
         "rsvd_bits",
+        "rsvd_large",
         "sched",
         "slot",
         "smap_active",
@@ -130,6 +133,8 @@ class Vcpu:
         self.levels = TRAITS[self.mode].levels
         self.root_gfn = Gfn(0)
         self.pdptrs = [0, 0, 0, 0]
+        self.pdptrs_cr3 = -1
+        self.rsvd_large: tuple[int, ...] = ()
         self.link_generation = -1
         self.event: Event | None = None
         self.walker = GuestWalker()

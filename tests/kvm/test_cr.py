@@ -71,3 +71,12 @@ def test_efer() -> None:
     assert not is_valid_efer(1 << 12, model=MAX, old=0, cr0=CR0_PE)
     assert not is_valid_efer(EFER_LME, model=MAX, old=0, cr0=CR0_PE | CR0_PG)
     assert is_valid_efer(EFER_LME | EFER_NX, model=MAX, old=EFER_LME | EFER_LMA, cr0=CR0_PE | CR0_PG)
+
+
+@pytest.mark.parametrize(
+    ("feature", "bit"),
+    [("tsc", 2), ("de", 3), ("pse", 4), ("pae", 5), ("mce", 6), ("pge", 7), ("fxsr", 9), ("sse", 10), ("pku", 22)],
+)
+def test_a_bit_of_cr4_is_reserved_without_its_feature(feature: str, bit: int) -> None:
+    assert is_valid_cr4(1 << bit, model=MAX, old=0, efer=0)
+    assert not is_valid_cr4(1 << bit, model=parse_cpu_model(f"max,-{feature}"), old=0, efer=0)

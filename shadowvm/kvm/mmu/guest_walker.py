@@ -54,10 +54,6 @@ if TYPE_CHECKING:
     from ..vcpu import Vcpu
     from .shadow import KvmMmuPage
 
-_RSVD_LARGE = (0, 0, 0x1FE000, 0x3FFFE000, PT_PAGE_SIZE, PT_PAGE_SIZE)
-"""Reserved bits of an entry with PS set, by level; bit 12 is PAT. Levels 4 and 5 have no PS."""
-
-
 ACC_W_U = ACC_WRITE_MASK | ACC_USER_MASK
 """The rights that an entry's own bits give."""
 
@@ -138,7 +134,7 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
         accessed &= pte
         table_gfn = (pte & PT_ADDR_MASK) >> PAGE_SHIFT  # type: ignore[assignment]  # a conversion costs a call
         if level > 1 and pte & PT_PAGE_SIZE:
-            if pte & _RSVD_LARGE[level]:
+            if pte & vcpu.rsvd_large[level]:
                 return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
             offset_mask = (1 << 9 * (level - 1)) - 1
             table_gfn = Gfn(table_gfn & ~offset_mask | gva >> PAGE_SHIFT & offset_mask)
@@ -175,7 +171,7 @@ def _walk_addr32(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         accessed &= pte
         table_gfn = Gfn(pte >> PAGE_SHIFT)
         if level == 2 and pte & PT_PAGE_SIZE and vcpu.cr4 & CR4_PSE:
-            if pte & 1 << 21:
+            if pte & vcpu.rsvd_large[2]:
                 return _walk_error(vcpu, pferr, PFERR_PRESENT | PFERR_RSVD)
             table_gfn = Gfn((pte >> 13 & 0xFF) << 20 | pte >> 22 << 10 | gva >> PAGE_SHIFT & 1023)
             break

@@ -7,10 +7,13 @@ The shadow tables have four levels for a 4-level guest and five for a 5-level on
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...addr import PAGE_SHIFT, Gfn
-from ...x86 import CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA, EFER_NX, PT_ADDR_MASK, PT_NX
+from ...x86 import CR0_PG, CR4_LA57, CR4_PAE, EFER_LMA, EFER_NX, PT_ADDR_MASK, PT_NX, PT_PAGE_SIZE
+
+if TYPE_CHECKING:
+    from ..cpuid import CpuModel
 
 MAXPHYADDR = 40
 """Physical address bits of the CPU model (CPUID 0x80000008)."""
@@ -64,6 +67,17 @@ def rsvd_bits(mode: PagingMode, efer: int) -> int:
     """Bits that must be clear in every present entry of 64 bits."""
     nx = 0 if efer & EFER_NX else PT_NX
     return RSVD_ADDR | nx | (0x7FF << 52 if mode is PagingMode.PAE else 0)
+
+
+def rsvd_large_bits(mode: PagingMode, model: CpuModel) -> tuple[int, ...]:
+    """By level: bits that must be clear in an entry with PS set, PS itself where the CPU knows no page of that size.
+
+    In 32-bit entries these are bit 21, or without PSE-36 all of the upper half of the address (SDM vol. 3, 4.3).
+    """
+    if mode is PagingMode.PT32:
+        return (0, 0, 1 << 21 if model.has("pse36") else 0x3FE000)
+    gigabyte = 0x3FFFE000 if model.has("pdpe1gb") else PT_PAGE_SIZE
+    return (0, 0, 0x1FE000, gigabyte, PT_PAGE_SIZE, PT_PAGE_SIZE)
 
 
 def root_gfn(mode: PagingMode, cr3: int) -> Gfn:
