@@ -9,6 +9,7 @@
 #include "console.h"
 #include "cpu.h"
 #include "matrix.h"
+#include "pointers.h"
 #include "string.h"
 #include "window.h"
 
@@ -96,6 +97,10 @@ int main(int argc, char **argv)
 	m.has.wide = pae;
 	run_matrix(&m);
 	report(pae ? "PAE" : "two levels", &m);
+	if (pae && exact) {
+		run_pointers(&m);
+		report("pointers", &m);
+	}
 	if (m.failures)
 		fail("%u failures, checksum=0x%L", m.failures, m.checksum);
 	finish(m.checksum);

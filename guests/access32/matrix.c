@@ -50,7 +50,7 @@ static u64 ignored(const struct cpu *cpu, int level, u64 entry, u32 n)
 		return noise | (mix(n) & PS);
 	if (!is_leaf(cpu, level, entry))
 		return noise | (mix(n) & (cpu->wide || cpu->pse ? 0 : PS));
-	return noise | (cpu->wide ? mix(n) & LARGE_PAT : mix(n) & LARGE_PAT);
+	return noise | (mix(n) & LARGE_PAT);
 }
 
 /* Bits of a number as W, U, A, D or nothing, NX and a physical-address bit that the CPU does not have. */
@@ -204,12 +204,25 @@ static u64 complete(const struct cpu *cpu, int level, bool leaf, u32 value, u32 
 	return entry & P ? entry | ignored(cpu, level, entry, n) : entry;
 }
 
+/* Skip what no step falls on, without building it. */
+static bool is_sampled(const struct matrix *m, u32 *n)
+{
+	u32 past = *n % m->step;
+
+	if (!past || m->step - past < WAYS)
+		return true;
+	*n += WAYS;
+	return false;
+}
+
 static void small_pages(struct matrix *m, const struct cpu *cpu, u32 *n)
 {
 	u64 entries[3];
 
 	for (u32 upper = 0; upper < values_of(cpu, 2, false); upper++)
 		for (u32 lower = 0; lower < values_of(cpu, 1, true); lower++) {
+			if (!is_sampled(m, n))
+				continue;
 			entries[2] = complete(cpu, 2, false, upper, *n);
 			entries[1] = complete(cpu, 1, true, lower, *n);
 			all_ways(m, cpu, entries, n);
@@ -221,6 +234,8 @@ static void large_pages(struct matrix *m, const struct cpu *cpu, u32 *n)
 	u64 entries[3] = { 0 };
 
 	for (u32 value = 0; value < values_of(cpu, 2, true); value++) {
+		if (!is_sampled(m, n))
+			continue;
 		entries[2] = complete(cpu, 2, true, value, *n);
 		all_ways(m, cpu, entries, n);
 	}

@@ -34,6 +34,7 @@ void cpu_features(struct cpu *has)
 	has->levels = ecx >> 16 & 1 ? 5 : 4;
 	cpuid(0x80000001, &eax, &ebx, &ecx, &edx);
 	has->nxe = edx >> 20 & 1;
+	has->gigabyte = edx >> 26 & 1;
 	cpuid(0x80000008, &eax, &ebx, &ecx, &edx);
 	has->maxphyaddr = eax & 0xff;
 	has->wide = has->wp = has->ac = true;

@@ -5,13 +5,14 @@
  */
 #include "guest.h"
 
+#include "control.h"
 #include "long.h"
 #include "matrix.h"
 #include "probe.h"
 #include "walk.h"
 #include "window.h"
 
-#define WALK_STEPS 500000UL /* with step=1 */
+#define WALK_STEPS 400000UL /* with step=1 */
 
 static void report(const char *what, struct tally *t)
 {
@@ -44,5 +45,9 @@ int main(int argc, char **argv)
 	report("matrix", &t);
 	run_walk(&t, &has, (u32)(WALK_STEPS / step));
 	report("walk", &t);
+	run_canonical(&t, &has);
+	report("canonical", &t);
+	if (exact)
+		run_control(&t, &has);
 	finish(t.checksum, !t.failures);
 }

@@ -34,10 +34,10 @@
 
 #define MAX_LEVELS 5
 
-/* levels: of the tables; wide: their entries have 64 bits; maxphyaddr: CPUID 0x80000008. The rest is control bits. */
+/* levels: of the tables; wide: their entries have 64 bits; maxphyaddr, gigabyte: by CPUID. The rest is control bits. */
 struct cpu {
 	int levels, maxphyaddr;
-	bool wide, pse, wp, nxe, smep, smap, ac, pke;
+	bool wide, pse, gigabyte, wp, nxe, smep, smap, ac, pke;
 	u32 pkru;
 };
 
@@ -86,7 +86,7 @@ static inline u64 reserved_bits(const struct cpu *cpu, int level, u64 entry)
 	reserved = bits(51, cpu->maxphyaddr) | (cpu->nxe ? 0 : NX);
 	if (!is_long(cpu))
 		reserved |= bits(62, 52);
-	if (level >= 4)
+	if (level >= 4 || (level == 3 && !cpu->gigabyte))
 		reserved |= PS;
 	if (large)
 		reserved |= bits(level == 2 ? 20 : 29, 13);

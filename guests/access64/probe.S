@@ -7,6 +7,10 @@
 #define MODIFY		3
 #define PUSH		6
 #define LOAD_RBP	7
+#define CONTROL_CR3	1
+#define CONTROL_EFER	3
+#define CONTROL_PKRU	4
+#define MSR_EFER	0xc0000080
 #define USER_CS		0x23
 #define USER_DS		0x1b
 
@@ -85,6 +89,34 @@ probe_user:
 	pushq	$USER_CS
 	pushq	%r8
 	iretq
+
+/* void probe_load(value, what) */
+	.globl	probe_load
+probe_load:
+	enter
+	movl	%edi, %eax
+	movq	%rdi, %rdx
+	shrq	$32, %rdx
+	xorl	%ecx, %ecx
+	cmpl	$CONTROL_CR3, %esi
+	je	2f
+	ja	3f
+	movq	%rdi, %cr0
+	jmp	probe_done
+2:	movq	%rdi, %cr3
+	jmp	probe_done
+3:	cmpl	$CONTROL_EFER, %esi
+	je	4f
+	ja	5f
+	movq	%rdi, %cr4
+	jmp	probe_done
+4:	movl	$MSR_EFER, %ecx
+	wrmsr
+	jmp	probe_done
+5:	cmpl	$CONTROL_PKRU, %esi
+	seta	%cl
+	.byte	0x0f, 0x01, 0xef	/* WRPKRU */
+	jmp	probe_done
 
 	.section .user, "ax", @progbits
 	.globl	probe_user_stub

@@ -28,4 +28,13 @@ const struct probed *probe(u64 address, int kind, bool user, bool ac, u32 value)
 /* More kinds, for CPL 3 only: a push to `address`, a load with a base of RBP, and one with RBP under a GS prefix. */
 enum { PUSH = KINDS, LOAD_RBP, LOAD_GS_RBP };
 
+/*
+ * MOV to a control register, WRMSR of EFER, and WRPKRU of a value whose upper half goes to EDX; the
+ * last with ECX 1. What happened is in probe_result(), the registers as they are in read_control().
+ */
+enum control { CONTROL_CR0, CONTROL_CR3, CONTROL_CR4, CONTROL_EFER, CONTROL_PKRU, CONTROL_PKRU_ECX };
+void probe_control(enum control what, u64 value);
+u64 read_control(enum control what);
+const struct probed *probe_result(void);
+
 #endif

@@ -128,20 +128,25 @@ static void change_control(const struct tally *t, struct state *s)
 		flush_all();
 }
 
-/* Below a large page every index must be the window's: the page there is the one with data in it. */
-static u32 random_path(struct state *s)
-{
-	u32 path = draw(s, s->paths);
-
-	for (int level = s->cpu.levels; level > 1; level--)
-		if (is_leaf(&s->cpu, level, *path_entry(level, path, s->root)))
-			return path & ~0u << (level - 1);
-	return path;
-}
-
-static void one_step(struct tally *t, struct state *s, u32 n)
+/* One access in the present state. */
+static void try_way(struct tally *t, struct state *s, u32 way, u32 n)
 {
 	u64 entries[MAX_LEVELS + 1];
+
+	for (int level = s->cpu.levels; level; level--)
+		entries[level] = *entry_of[level];
+	check_access(t, &s->cpu, entries, way, n);
+}
+
+static void change_key_rights(struct state *s)
+{
+	if (s->cpu.pke)
+		wrpkru(s->cpu.pkru = draw(s, ~0u) & (draw(s, 2) ? ~0u << 2 : 0xff00ff00u));
+}
+
+/* Accesses through a few paths after a change of something. */
+static void change_and_try(struct tally *t, struct state *s, u32 n)
+{
 	u32 what = draw(s, 8);
 
 	if (what == 0)
@@ -151,14 +156,51 @@ static void one_step(struct tally *t, struct state *s, u32 n)
 	else if (what < 7)
 		change_entry(s);
 	for (u32 i = 0; i < ACCESSES; i++) {
-		use_path(s->cpu.levels, random_path(s), s->root);
-		for (int level = s->cpu.levels; level; level--)
-			entries[level] = *entry_of[level];
+		use_path(&s->cpu, draw(s, s->paths), s->root);
 		s->cpu.ac = draw(s, 2);
-		if (s->cpu.pke && draw(s, 4) == 0)
-			wrpkru(s->cpu.pkru = draw(s, ~0u) & (draw(s, 2) ? ~0u << 2 : 0xff00ff00u));
-		check_access(t, &s->cpu, entries, draw(s, EXPLICIT_WAYS), n * ACCESSES + i);
+		if (draw(s, 4) == 0)
+			change_key_rights(s);
+		try_way(t, s, draw(s, EXPLICIT_WAYS), n + i);
 	}
+}
+
+/*
+ * Nothing but CR0.WP keeps the supervisor from storing to the leaf of this path, a user's page that
+ * is read-only.
+ */
+static void make_read_only(struct state *s, u32 path)
+{
+	int leaf = 1 + (int)draw(s, 3);
+
+	s->cpu.wp = s->cpu.smep = s->cpu.smap = s->cpu.pke = false;
+	set_control(&s->cpu, s->has);
+	for (int level = s->cpu.levels; level >= leaf; level--) {
+		u64 rights = P | U | (level > leaf ? W : 0) | (level == leaf && leaf > 1 ? PS : 0);
+
+		store(s, path_entry(level, path, s->root), target(level, level == leaf) | rights);
+	}
+	flush_all();
+}
+
+/*
+ * One access, often a store of the supervisor's, which without CR0.WP makes the most of a page; then
+ * another control bit or PKRU, and every access: what was built for the one mode may not serve the other.
+ */
+static void toggle_and_try(struct tally *t, struct state *s, u32 n)
+{
+	u32 first = draw(s, EXPLICIT_WAYS), path = draw(s, s->paths);
+
+	if (draw(s, 2))
+		make_read_only(s, path);
+	use_path(&s->cpu, path, s->root);
+	s->cpu.ac = draw(s, 2);
+	try_way(t, s, draw(s, 2) ? 2 * WRITE : first, n);
+	if (draw(s, 4) == 0)
+		change_key_rights(s);
+	else
+		change_control(t, s);
+	for (u32 i = 0; i < EXPLICIT_WAYS; i++)
+		try_way(t, s, (first + i) % EXPLICIT_WAYS, n + i);
 }
 
 void run_walk(struct tally *t, const struct cpu *has, u32 steps)
@@ -176,8 +218,11 @@ void run_walk(struct tally *t, const struct cpu *has, u32 steps)
 		if (s.cpu.pke)
 			wrpkru(s.cpu.pkru = 0);
 		for (u32 n = 0; n < steps; n++)
-			one_step(t, &s, n);
+			if (draw(&s, 4))
+				change_and_try(t, &s, n * EXPLICIT_WAYS);
+			else
+				toggle_and_try(t, &s, n * EXPLICIT_WAYS);
 	}
 	write_cr3(root_of(0));
-	use_path(has->levels, 0, 0);
+	use_path(has, 0, 0);
 }

@@ -18,7 +18,7 @@ static table roots[2], second_root, window_tables[MAX_LEVELS], user_tables[3];
 static u8 user_stack[PAGE_SIZE] __attribute__((aligned(PAGE_SIZE)));
 
 u64 *entry_of[MAX_LEVELS + 1];
-u64 window;
+u64 window, page = WINDOW_PAGE;
 static u64 *root;
 static int top;
 
@@ -39,6 +39,18 @@ static void map_aliases(void)
 		user_tables[0][ALIASES + level] = (u64)window_tables[level] | W | P;
 }
 
+/* The four that paths below a page of 1 GiB lead to. */
+static void fill_pages(void)
+{
+	for (u32 path = 0; path < 4; path++) {
+		u64 at = WINDOW_PAGE ^ (path & 1) << 12 ^ (path & 2) << 20;
+
+		*(volatile u32 *)at = RET;
+		*(volatile u32 *)(at + DATA_AT) = path;
+		*(volatile u64 *)(at + LDT_AT) = DATA_DPL3 | ACCESSED;
+	}
+}
+
 u64 build_tables(int levels)
 {
 	u64 *pml4 = roots[0], *pml5 = roots[1];
@@ -52,8 +64,10 @@ u64 build_tables(int levels)
 		pml5[0] = (u64)pml4 | USER;
 	second_root[0] = root[0];
 	second_root[1] = root[1];
-	use_path(levels, 0, 0);
-	fill_page();
+	fill_pages();
+	for (int level = 1; level <= levels; level++)
+		entry_of[level] = path_entry(level, 0, 0);
+	window = path_address(0);
 	return (u64)root;
 }
 
@@ -85,11 +99,18 @@ u64 path_address(u32 path)
 	return address;
 }
 
-void use_path(int levels, u32 path, u32 number)
+void use_path(const struct cpu *cpu, u32 path, u32 number)
 {
-	for (int level = 1; level <= levels; level++)
-		entry_of[level] = path_entry(level, path, number);
+	bool below = false;
+
 	window = path_address(path);
+	page = WINDOW_PAGE;
+	for (int level = cpu->levels; level; level--) {
+		entry_of[level] = path_entry(level, path, number);
+		if (below)
+			page ^= (u64)(path >> (level - 1) & 1) << (3 + 9 * level);
+		below |= is_leaf(cpu, level, *entry_of[level]);
+	}
 }
 
 u64 alias_of(const u64 *entry)
@@ -105,14 +126,6 @@ u64 alias_of(const u64 *entry)
 u64 target(int level, bool leaf)
 {
 	return leaf ? WINDOW_PAGE & -(1ull << (3 + 9 * level)) : (u64)window_tables[level - 1];
-}
-
-void fill_page(void)
-{
-	*page_word(0) = RET;
-	*page_word(DATA_AT) = 0;
-	*(volatile u64 *)page_word(LDT_AT) = DATA_DPL3 | ACCESSED;
-	reset_descriptor();
 }
 
 void reset_descriptor(void)

@@ -3,7 +3,7 @@
  * The window: one linear address with a table of its own at every level, and what is behind it.
  *
  * A leaf of any size maps WINDOW_PAGE at the window. The page holds a RET at its begin, a word of
- * data, and the two descriptors of the LDT.
+ * data, and two descriptors of a data segment for CPL 3: the first accessed, the second not.
  */
 #ifndef WINDOW_H
 #define WINDOW_H
@@ -26,8 +26,8 @@
 
 /* By level: the entry that the window's translation uses. */
 extern u64 *entry_of[MAX_LEVELS + 1];
-/* The same address in both modes but for bits 56:48. */
-extern u64 window;
+/* The same address in both modes but for bits 56:48, and the page behind it. */
+extern u64 window, page;
 
 /* Make the tables; returns the root. There is another root with the same kernel and user. */
 u64 build_tables(int levels);
@@ -40,8 +40,11 @@ u64 root_of(u32 number);
 u64 *path_entry(int level, u32 path, u32 root);
 u64 path_address(u32 path);
 
-/* Make a path the window: entry_of and window. */
-void use_path(int levels, u32 path, u32 root);
+/*
+ * Make a path the window: entry_of, window and page. Where the path goes beside the window's index
+ * below a large page, it leads to another page with the same content.
+ */
+void use_path(const struct cpu *cpu, u32 path, u32 root);
 
 /* Where the kernel has the window's tables a second time, in small pages. */
 u64 alias_of(const u64 *entry);
@@ -52,11 +55,10 @@ u64 target(int level, bool leaf);
 /* The page through the identity map. */
 static inline volatile u32 *page_word(u32 offset)
 {
-	return (volatile u32 *)(WINDOW_PAGE + offset);
+	return (volatile u32 *)(page + offset);
 }
 
-/* RET, and descriptors of a data segment for CPL 3: the first accessed, the second not. */
-void fill_page(void);
+/* The second descriptor becomes what it was: not accessed. */
 void reset_descriptor(void);
 
 #endif
