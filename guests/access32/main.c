@@ -78,8 +78,10 @@ int main(int argc, char **argv)
 	u32 pae = DEFAULT_pae, exact = DEFAULT_exact, root;
 
 	m.step = DEFAULT_step;
+	m.churn = DEFAULT_churn;
 	for (int i = 1; i < argc; i++)
-		if (!parse(argv[i], "pae", &pae) && !parse(argv[i], "step", &m.step) && !parse(argv[i], "exact", &exact)) {
+		if (!parse(argv[i], "pae", &pae) && !parse(argv[i], "step", &m.step) &&
+		    !parse(argv[i], "churn", &m.churn) && !parse(argv[i], "exact", &exact)) {
 			printf(GUEST_NAME ": unknown parameter: %s\n", argv[i]);
 			exit_guest(EXIT_USAGE);
 		}

@@ -15,6 +15,8 @@
 #define ABSENT 2u
 #define FEW 8u
 #define FAILURES_SHOWN 8
+#define CHURN_AREA 0x400000u
+#define CHURN_SIZE 0x800000u
 
 /* The finalizer of murmur3 (Appleby). */
 static u32 mix(u32 x)
@@ -145,6 +147,14 @@ static void show(struct matrix *m, const struct cpu *cpu, const u64 *entries, en
 		printf("  entry %d: %L, then %L\n", level, entries[level], get_entry(level));
 }
 
+static void churn(u32 pages)
+{
+	static u32 next;
+
+	for (; pages; pages--, next = (next + PAGE_SIZE) % CHURN_SIZE)
+		*(volatile u32 *)(CHURN_AREA + next) = next;
+}
+
 static void check_access(struct matrix *m, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
 {
 	enum kind kind = way >= 2 * LOAD_DESCRIPTOR ? LOAD_DESCRIPTOR + way % 2 : way / 2;
@@ -163,6 +173,7 @@ static void check_access(struct matrix *m, const struct cpu *cpu, const u64 *ent
 	error = error_of(m, found, address, kind);
 	if (either)
 		error &= ~E_W;
+	churn(m->churn);
 	m->tried++;
 	m->checksum = checksum_add(m->checksum, error);
 	if (error != wanted || compare(m, cpu, entries, kind, wanted, leaf) ||

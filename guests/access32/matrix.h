@@ -5,9 +5,10 @@
 
 #include "../access64/oracle.h"
 
+/* churn: how many other pages are stored to after each access, so that a small host takes pages away. */
 struct matrix {
 	struct cpu has;
-	u32 step, tried, failures;
+	u32 step, churn, tried, failures;
 	bool exact;
 	u64 checksum;
 };

@@ -6,6 +6,7 @@
 #include "window.h"
 
 #define FAILURES_SHOWN 8
+#define CHURN_AREA (8 * MIB)
 
 /* The level whose entry is not what it must be, or 0. QEMU 7.2 sets A in the leaf of a large page that it then refuses. */
 static u32 compare(const struct tally *t, const struct cpu *cpu, const u64 *entries, enum kind kind, u32 error, int leaf)
@@ -69,6 +70,17 @@ static u32 as_the_manual(const struct tally *t, u32 error)
 	return !t->exact && error != ALLOWED && error & E_RSVD ? error | E_P : error;
 }
 
+static void churn(u32 pages)
+{
+	static u8 *area;
+	static u64 next;
+
+	if (pages && !area)
+		area = ram_alloc(CHURN_AREA, PAGE_SIZE);
+	for (; pages; pages--, next = (next + PAGE_SIZE) % CHURN_AREA)
+		*(volatile u64 *)(area + next) = next;
+}
+
 void check_access(struct tally *t, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
 {
 	enum kind kind = way >= 2 * LOAD_DESCRIPTOR ? LOAD_DESCRIPTOR + way % 2 : way / 2;
@@ -86,6 +98,7 @@ void check_access(struct tally *t, const struct cpu *cpu, const u64 *entries, u3
 	if (either)
 		error &= ~E_W;
 	wrong = compare(t, cpu, entries, kind, wanted, leaf);
+	churn(t->churn);
 	t->tried++;
 	t->checksum = checksum_add(t->checksum, error);
 	if (error == wanted && !wrong && data_is_right(kind, before, value, error, found->value))

@@ -24,10 +24,12 @@ int main(int argc, char **argv)
 {
 	static struct tally t;
 	struct cpu has = { 0 };
-	u64 levels = DEFAULT_levels, step = DEFAULT_step, exact = DEFAULT_exact;
+	u64 levels = DEFAULT_levels, step = DEFAULT_step, churn = DEFAULT_churn,
+	    exact = DEFAULT_exact;
 	const struct param params[] = {
 		{ "levels", &levels, 4, 5 },
 		{ "step", &step, 1, 1UL << 24 },
+		{ "churn", &churn, 0, 1000 },
 		{ "exact", &exact, 0, 1 },
 	};
 
@@ -37,6 +39,7 @@ int main(int argc, char **argv)
 		usage("this CPU has no five levels");
 	has.levels = (int)levels;
 	t.exact = exact;
+	t.churn = (u32)churn;
 	load_descriptor_tables(WINDOW_PAGE);
 	probe_init(USER_AT, USER_STACK_TOP);
 	enter_paging(build_tables((int)levels), (int)levels);

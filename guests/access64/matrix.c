@@ -174,7 +174,7 @@ static void two_levels(struct tally *m, struct cpu *cpu, int upper, int lower, i
 
 static void all_entries(struct tally *m, struct cpu *cpu, u32 *n)
 {
-	for (int leaf = 1; leaf <= 3; leaf++) {
+	for (int leaf = 1; leaf <= highest_leaf(m, cpu); leaf++) {
 		for (int level = cpu->levels; level >= leaf; level--)
 			one_level(m, cpu, level, leaf, n);
 		for (int upper = cpu->levels; upper > leaf; upper--)

@@ -14,6 +14,7 @@ struct state {
 	const struct cpu *has;
 	u64 random;
 	u32 root, paths;
+	int highest_leaf;
 	/* Pages are global; then only one root is used, since they outlive a CR3. */
 	bool global;
 };
@@ -26,7 +27,7 @@ static u32 draw(struct state *s, u32 below)
 /* Rights that refuse something in one entry of a few, so that most accesses get far. */
 static u64 random_entry(struct state *s, int level)
 {
-	bool leaf = level == 1 || (level < 4 && draw(s, 3) == 0);
+	bool leaf = level == 1 || (level <= s->highest_leaf && draw(s, 3) == 0);
 	u64 entry = P | W | U | (leaf && level > 1 ? PS : 0);
 
 	if (draw(s, 3) == 0)
@@ -166,17 +167,22 @@ static void change_and_try(struct tally *t, struct state *s, u32 n)
 
 /*
  * Nothing but CR0.WP keeps the supervisor from storing to the leaf of this path, a user's page that
- * is read-only.
+ * is read-only and has a key that allows everything so far.
  */
 static void make_read_only(struct state *s, u32 path)
 {
-	int leaf = 1 + (int)draw(s, 3);
+	int leaf = 1 + (int)draw(s, (u32)s->highest_leaf);
 
-	s->cpu.wp = s->cpu.smep = s->cpu.smap = s->cpu.pke = false;
+	s->cpu.wp = s->cpu.smep = s->cpu.smap = false;
+	s->cpu.pke = s->has->pke && draw(s, 2);
 	set_control(&s->cpu, s->has);
+	if (s->cpu.pke)
+		wrpkru(s->cpu.pkru = 0);
 	for (int level = s->cpu.levels; level >= leaf; level--) {
 		u64 rights = P | U | (level > leaf ? W : 0) | (level == leaf && leaf > 1 ? PS : 0);
 
+		if (level == leaf)
+			rights |= (u64)draw(s, 16) << KEY_SHIFT;
 		store(s, path_entry(level, path, s->root), target(level, level == leaf) | rights);
 	}
 	flush_all();
@@ -195,7 +201,7 @@ static void toggle_and_try(struct tally *t, struct state *s, u32 n)
 	use_path(&s->cpu, path, s->root);
 	s->cpu.ac = draw(s, 2);
 	try_way(t, s, draw(s, 2) ? 2 * WRITE : first, n);
-	if (draw(s, 4) == 0)
+	if (draw(s, s->cpu.pke ? 2 : 8) == 0)
 		change_key_rights(s);
 	else
 		change_control(t, s);
@@ -207,6 +213,7 @@ void run_walk(struct tally *t, const struct cpu *has, u32 steps)
 {
 	struct state s = { .cpu = *has, .has = has, .paths = 1u << has->levels };
 
+	s.highest_leaf = highest_leaf(t, has);
 	for (int global = 0; global < 2; global++) {
 		s.global = global;
 		write_cr3(root_of(s.root = 0));
