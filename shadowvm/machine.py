@@ -45,6 +45,7 @@ from .mm.swap import SwapFile
 from .mm.uaccess import copy_to_user
 from .phys import Ram
 from .sync import RandomPreemption, Scheduler
+from .x86 import EFER_NX
 
 ENOMEM = -12
 MAX_IDLE_DEADLINES = 100_000
@@ -104,6 +105,8 @@ class Machine:
             for number in range(config.smp):
                 self._add_vcpu(number)
             start_cpu(self.vcpus[0].engine, image.start)
+            if not cpu_model.has("nx"):
+                self.vcpus[0].engine.efer &= ~EFER_NX
             for rom in image.roms:
                 self._add_rom(rom)
             for key, value in image.fw_cfg.items():
