@@ -20,10 +20,11 @@ FOUR, FIVE = ("access64", "levels=4 exact=1"), ("access64", "levels=5 exact=1")
 TWO, PAE = ("access32", "pae=0 exact=1"), ("access32", "pae=1 exact=1")
 
 
-def run(guest: str, append: str, cpu: str = "max") -> tuple[int, str]:
-    """Exit status and output, with plenty of memory."""
+def run(guest: str, append: str, cpu: str = "max", memory: int = 64 * MIB) -> tuple[int, str]:
+    """Exit status and output, with plenty of host memory."""
     output = bytearray()
-    machine = Machine(config_for(guest, append, cpu=cpu, timeout_instructions=200_000_000), output.append)
+    config = config_for(guest, append, cpu=cpu, memory=memory, swap=64 * MIB, timeout_instructions=200_000_000)
+    machine = Machine(config, output.append)
     try:
         return machine.run().status, output.decode()
     finally:
@@ -68,6 +69,13 @@ def test_little_memory_changes_nothing(guest: tuple[str, str], step: int, host_m
 def test_a_cpu_that_lacks_a_feature_does_what_the_manual_says(guest: tuple[str, str], without: str) -> None:
     status, output = run(guest[0], f"{guest[1]} step=4001", cpu=f"max,-{without}")
     assert status == 0, output
+
+
+@pytest.mark.parametrize("pae", [0, 1])
+def test_memory_above_4_gib_is_reached_by_pse36_and_by_pae(pae: int) -> None:
+    status, output = run("access32", f"pae={pae} exact=1 high=1 step=99991", memory=6 << 30)
+    assert status == 0, output
+    assert "above 4 GiB: 4096 combinations, 0 failures" in output
 
 
 RIGHTS = permission._rights_refuse

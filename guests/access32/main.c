@@ -8,6 +8,7 @@
 #include "boot.h"
 #include "console.h"
 #include "cpu.h"
+#include "high.h"
 #include "matrix.h"
 #include "pointers.h"
 #include "string.h"
@@ -75,13 +76,13 @@ static void turn_on_paging(bool pae, u32 root)
 int main(int argc, char **argv)
 {
 	static struct matrix m;
-	u32 pae = DEFAULT_pae, exact = DEFAULT_exact, root;
+	u32 pae = DEFAULT_pae, exact = DEFAULT_exact, high = DEFAULT_high, root;
 
 	m.step = DEFAULT_step;
 	m.churn = DEFAULT_churn;
 	for (int i = 1; i < argc; i++)
 		if (!parse(argv[i], "pae", &pae) && !parse(argv[i], "step", &m.step) &&
-		    !parse(argv[i], "churn", &m.churn) && !parse(argv[i], "exact", &exact)) {
+		    !parse(argv[i], "churn", &m.churn) && !parse(argv[i], "high", &high) && !parse(argv[i], "exact", &exact)) {
 			printf(GUEST_NAME ": unknown parameter: %s\n", argv[i]);
 			exit_guest(EXIT_USAGE);
 		}
@@ -102,6 +103,10 @@ int main(int argc, char **argv)
 	if (pae && exact) {
 		run_pointers(&m);
 		report("pointers", &m);
+	}
+	if (high) {
+		run_high(&m);
+		report("above 4 GiB", &m);
 	}
 	if (m.failures)
 		fail("%u failures, checksum=0x%L", m.failures, m.checksum);
