@@ -9,10 +9,12 @@
 #include "long.h"
 #include "matrix.h"
 #include "probe.h"
+#include "self.h"
 #include "walk.h"
 #include "window.h"
 
 #define WALK_STEPS 400000UL /* with step=1 */
+#define SELF_STEPS 50000UL
 
 static void report(const char *what, struct tally *t)
 {
@@ -48,6 +50,8 @@ int main(int argc, char **argv)
 	report("matrix", &t);
 	run_walk(&t, &has, (u32)(WALK_STEPS / step));
 	report("walk", &t);
+	run_self(&t, &has, (u32)(SELF_STEPS / step));
+	report("self", &t);
 	run_canonical(&t, &has);
 	report("canonical", &t);
 	if (exact)

@@ -17,6 +17,7 @@ void probe_load(u64 value, u64 what);
 static u8 trap_stack[2 * PAGE_SIZE] __attribute__((aligned(16)));
 static u64 user_rip, user_rsp;
 static struct probed result;
+static bool probing;
 
 /* Leaves the access for good: back in the kernel, at the end of the probe, which knows its stack. */
 static void leave(struct trap_frame *frame)
@@ -28,8 +29,11 @@ static void leave(struct trap_frame *frame)
 	frame->rflags = RFLAGS_FIXED;
 }
 
+/* Outside of a probe an exception is a mistake that ends the guest. */
 static void on_exception(struct trap_frame *frame)
 {
+	if (!probing)
+		unexpected_trap(frame);
 	result.vector = frame->vector;
 	result.error = frame->error_code;
 	result.cr2 = frame->vector == VECTOR_PF ? read_cr2() : 0;
@@ -59,15 +63,19 @@ const struct probed *probe(u64 address, int kind, bool user, bool ac, u32 value)
 	u32 rflags = ac ? RFLAGS_FIXED | RFLAGS_AC : RFLAGS_FIXED;
 
 	result.vector = NONE;
+	probing = true;
 	result.value = user ? probe_user(address, (u64)kind, value, rflags, user_rip, user_rsp) :
 			      probe_kernel(address, (u64)kind, value, rflags);
+	probing = false;
 	return &result;
 }
 
 void probe_control(enum control what, u64 value)
 {
 	result.vector = NONE;
+	probing = true;
 	probe_load(value, what);
+	probing = false;
 }
 
 static u64 read_pkru(void)
