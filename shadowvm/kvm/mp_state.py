@@ -53,6 +53,7 @@ def kvm_vcpu_reset(vcpu: Vcpu, irq: IrqState) -> None:
     at the next access, which finds paging off."""
     vcpu.event = None
     irq.queued, irq.nmi = None, False
+    vcpu.pdptrs_cr3, vcpu.engine.controls.cr3 = -1, False
     vcpu.engine.init_reset(warm=True)
 
 

@@ -114,7 +114,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     fault.gfn = gfn
     fault.slot = slot
     access = walker.pte_access if write else protect_clean_gpte(walker)
-    if not access & ACC_WRITE_MASK and not vcpu.cr0 & CR0_WP and walker.level != NONPAGING_LEVEL:
+    if not access & ACC_WRITE_MASK and not vcpu.cr0 & CR0_WP:
         access = _cr0_wp_clear_access(vcpu, access, write)
         if access < 0:
             stat.pf_emulate += 1
