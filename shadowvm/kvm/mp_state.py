@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from ..cpu.layout import HF2_NMI_MASK
+from ..cpu.registers import HFLAGS
 from ..x86 import RFLAGS_IF
 from .exit import ExitReason, KvmRun
 
@@ -63,9 +65,15 @@ def has_events(vcpu: Vcpu, irq: IrqState) -> bool:
         return True
     if vcpu.mp_state is not MpState.HALTED:
         return False
-    if vcpu.event is not None or irq.nmi_pending():
+    if vcpu.event is not None or irq.nmi_pending() or _holds_nmi(vcpu):
         return True
     return bool(vcpu.engine.rflags & RFLAGS_IF) and irq.chip.pending_irq() is not None
+
+
+def _holds_nmi(vcpu: Vcpu) -> bool:
+    """The engine had an NMI when HLT retired: it came in the shadow of STI. One that waits for IRET does not count."""
+    engine = vcpu.engine
+    return engine.nmi_pending and not engine.env[HFLAGS] >> 32 & HF2_NMI_MASK
 
 
 def kvm_vcpu_block(vcpu: Vcpu, irq: IrqState) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
-from ...cpu.mailbox import KEY_CR3, NR_PREV_ROOTS, PREV_ROOTS, ROOT
+from ...cpu.mailbox import KEY_CR3, NR_PREV_ROOTS, PREV_ROOTS, ROOT, WINDOWS_OPEN
 from ...events import kvm_entry, kvm_exit, kvm_mmu_get_page, lock_release, spte_change
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.role import A20_GFN_MASK, ROLE_CR0_WP, unpack_role
@@ -279,8 +279,13 @@ class ShadowRules:
 
     def _on_exit(self, *_: Any) -> None:
         self._exits += 1
-        if self._exits % SWEEP_EVERY == 0 and self.kvm.mmu_lock.owner is None:
+        if self._exits >= SWEEP_EVERY and self.kvm.mmu_lock.owner is None and not self._store_under_way():
+            self._exits = 0
             self.sweep()
+
+    def _store_under_way(self) -> bool:
+        """Another vCPU has a page table open for a store, and may be between the store and its zap."""
+        return any(vcpu.engine.box[WINDOWS_OPEN] for vcpu in self.kvm.vcpus)
 
     def sweep(self) -> None:
         """Look at every entry of every shadow table: nothing is there that the books do not have, or is stale."""
