@@ -158,8 +158,9 @@ static void churn(u32 pages)
 static void check_access(struct matrix *m, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
 {
 	enum kind kind = way >= 2 * LOAD_DESCRIPTOR ? LOAD_DESCRIPTOR + way % 2 : way / 2;
-	bool user = way & 1 || is_implicit(kind), either = false;
-	u32 value = is_implicit(kind) ? LDT_SELECTOR(kind == MARK_DESCRIPTOR) : n * 0x9e3779b1u, before, error, wanted = ALLOWED;
+	bool user = way & 1 || is_implicit(kind);
+	u32 value = is_implicit(kind) ? LDT_SELECTOR(kind == MARK_DESCRIPTOR) : n * 0x9e3779b1u;
+	u32 before, error, wanted = ALLOWED, as_write = ALLOWED;
 	u32 address = (cpu->levels ? WINDOW : WINDOW_PAGE) + address_of(kind);
 	const struct attempt *found;
 	int leaf = 0;
@@ -168,11 +169,9 @@ static void check_access(struct matrix *m, const struct cpu *cpu, const u64 *ent
 		reset_descriptor();
 	before = *page_word(DATA_AT);
 	if (cpu->levels)
-		wanted = verdict(cpu, entries, kind, user, &leaf, &either);
+		wanted = verdict(cpu, entries, kind, user, &leaf, &as_write);
 	found = attempt(address, kind, user, cpu->ac, value);
-	error = error_of(m, found, address, kind);
-	if (either)
-		error &= ~E_W;
+	error = as_read_first(error_of(m, found, address, kind), wanted, as_write);
 	churn(m->churn);
 	m->tried++;
 	m->checksum = checksum_add(m->checksum, error);

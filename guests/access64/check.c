@@ -84,19 +84,18 @@ static void churn(u32 pages)
 void check_access(struct tally *t, const struct cpu *cpu, const u64 *entries, u32 way, u32 n)
 {
 	enum kind kind = way >= 2 * LOAD_DESCRIPTOR ? LOAD_DESCRIPTOR + way % 2 : way / 2;
-	bool user = way & 1 || is_implicit(kind), either;
-	u32 value = is_implicit(kind) ? LDT_SELECTOR(kind == MARK_DESCRIPTOR) : n * 0x9e3779b1u, before, wanted, error, wrong;
+	bool user = way & 1 || is_implicit(kind);
+	u32 value = is_implicit(kind) ? LDT_SELECTOR(kind == MARK_DESCRIPTOR) : n * 0x9e3779b1u;
+	u32 before, wanted, as_write, error, wrong;
 	const struct probed *found;
 	int leaf;
 
 	if (kind == MARK_DESCRIPTOR)
 		reset_descriptor();
 	before = *page_word(DATA_AT);
-	wanted = verdict(cpu, entries, kind, user, &leaf, &either);
+	wanted = verdict(cpu, entries, kind, user, &leaf, &as_write);
 	found = probe(window + address_of(kind), kind, user, cpu->ac, value);
-	error = as_the_manual(t, error_of(found, kind));
-	if (either)
-		error &= ~E_W;
+	error = as_read_first(as_the_manual(t, error_of(found, kind)), wanted, as_write);
 	wrong = compare(t, cpu, entries, kind, wanted, leaf);
 	churn(t->churn);
 	t->tried++;

@@ -146,20 +146,30 @@ static inline u32 one_access(const struct cpu *cpu, const u64 *entries, enum kin
 
 /*
  * The error code of an instruction, or ALLOWED. One that reads and writes is refused by the read
- * first; whether its error code then has W the manual leaves open (`either`).
+ * first, or as a write at once: the manual leaves that open. *as_write is then the other error code,
+ * else ALLOWED.
  */
-static inline u32 verdict(const struct cpu *cpu, const u64 *entries, enum kind kind, bool user, int *leaf, bool *either)
+static inline u32 verdict(const struct cpu *cpu, const u64 *entries, enum kind kind, bool user, int *leaf, u32 *as_write)
 {
 	u32 error = ALLOWED;
 
-	*either = false;
+	*as_write = ALLOWED;
 	user = user && !is_implicit(kind);
 	if (!stores(kind) || reads_first(kind))
 		error = one_access(cpu, entries, kind, false, user, leaf);
-	*either = error != ALLOWED && reads_first(kind);
+	if (error != ALLOWED && reads_first(kind))
+		*as_write = one_access(cpu, entries, kind, true, user, leaf);
 	if (error == ALLOWED && stores(kind))
 		error = one_access(cpu, entries, kind, true, user, leaf);
 	return error;
+}
+
+/* An error code that `as_write` allows too, in the form of the other one. */
+static inline u32 as_read_first(u32 error, u32 wanted, u32 as_write)
+{
+	if (as_write == ALLOWED || error == ALLOWED)
+		return error;
+	return error == as_write ? wanted : error & ~E_W;
 }
 
 /*
