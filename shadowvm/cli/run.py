@@ -112,11 +112,14 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
 def main(args: argparse.Namespace) -> int:
     """Run the guest; returns the exit status."""
     config = config_from_args(args)
-    from ..machine import Machine  # noqa: PLC0415 - after the flags are known to be good
+    from ..cpu.native import cache  # noqa: PLC0415 - after the flags are known to be good
+    from ..machine import Machine  # noqa: PLC0415
 
     with ExitStack() as stack:
         report = stack.enter_context(_output_file(args.json)) if args.json is not None else None
         trace = stack.enter_context(_output_file(args.trace)) if args.trace is not None else None
+        if sys.stderr.isatty():
+            cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
         listeners = _attach(stack, machine, check=args.check, trace=trace)

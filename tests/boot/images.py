@@ -47,9 +47,10 @@ def elf32(loads: Sequence[Load], entry: int, *, machine: int = EM_386, kind: int
 def _elf(elfclass: int, ehdr: str, loads: Sequence[Load], entry: int, machine: int, kind: int, phentsize: int) -> bytes:
     size = struct.calcsize(ehdr)
     ident = b"\x7fELF" + bytes((elfclass, 1, 1)) + bytes(9)
-    header = struct.pack(ehdr, ident, kind, machine, 1, entry, size, 0, 0, size, phentsize, len(loads), 0, 0, 0)
+    start = (ident, kind, machine, 1, entry, size, 0, 0, size, phentsize, len(loads), 0, 0, 0)
+    header = bytearray(struct.pack(ehdr, *start))
     at = max(0x100, size + phentsize * len(loads))
-    body = b""
+    body = bytearray()
     for load in loads:
         offset = at + len(body) if load.offset is None else load.offset
         filesz = len(load.data) if load.filesz is None else load.filesz
@@ -60,7 +61,7 @@ def _elf(elfclass: int, ehdr: str, loads: Sequence[Load], entry: int, machine: i
         else:
             header += struct.pack("<8I", load.kind, offset, vaddr, load.paddr, filesz, memsz, 7, load.align)
         body += load.data
-    return header.ljust(at, b"\0") + body
+    return bytes(header.ljust(at, b"\0") + body)
 
 
 def multiboot_header(flags: int = 0, addresses: Sequence[int] = (), *, checksum: int | None = None) -> bytes:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,13 +101,14 @@ def _write(path: Path, payload: bytes) -> None:
             temporary.unlink()
 
 
-def load() -> NativeCode:
-    """The callbacks, loaded once per process."""
+def load(on_compile: Callable[[], None] = lambda: None) -> NativeCode:
+    """The callbacks, loaded once per process. `on_compile` is called if they have to be compiled: half a minute."""
     global _loaded  # noqa: PLW0603  code is shared by all engines of the process
     if _loaded is None:
         path = cache_directory() / f"native-{source_key()}.bin"
         payload = _read(path)
         if payload is None:
+            on_compile()
             payload = compile_objects()
             _write(path, payload)
         _loaded = NativeCode(_split(payload))
