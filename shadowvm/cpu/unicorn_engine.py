@@ -64,7 +64,8 @@ def data_breakpoints(dr7: int) -> int:
 
 
 class UnicornEngine(Registers):
-    """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed."""
+    """One virtual CPU. With `counting`, instructions are counted and budgets work, at some cost in speed. `running`:
+    inside `enter`, so that whoever asks is a handler."""
 
     def __init__(self, ram: Ram, vcpu_id: int = 0, counting: bool = True) -> None:
         if vcpu_id >= 0:
@@ -94,7 +95,7 @@ class UnicornEngine(Registers):
         for word, callback in zip((mb.FN_PORT_IN, mb.FN_PORT_OUT), self._callbacks, strict=True):
             self.box[word] = ctypes.cast(callback, ctypes.c_void_p).value or 0
         self._raised: BaseException | None = None
-        self._running = False
+        self.running = False
         self._request = ctypes.c_uint32.from_address(self._cpu + lay.CPU_INTERRUPT_REQUEST)
         self._cflags_next = ctypes.c_uint32.from_address(self._cpu + lay.CPU_CFLAGS_NEXT_TB)
         # Ready-made arguments, the live RIP among them: converting five numbers took a third of an exit's time.
@@ -109,9 +110,9 @@ class UnicornEngine(Registers):
         box = self.box
         box[_EXIT] = 0
         box[_VECTORING] = 0
-        self._running = True
+        self.running = True
         error = self._start(*self._start_arguments)
-        self._running = False
+        self.running = False
         code = box[_EXIT]
         if error or not code or self._raised is not None:
             return self._settle(error, code)
@@ -207,11 +208,6 @@ class UnicornEngine(Registers):
         return left - (left >> 63 << 64)
 
     @property
-    def running(self) -> bool:
-        """Inside `enter`: a handler is being called."""
-        return self._running
-
-    @property
     def instructions(self) -> int:
         """Instructions retired so far; exact at every exit. 0 without counting."""
         box = self.box
@@ -252,7 +248,7 @@ class UnicornEngine(Registers):
     def _kick(self) -> None:
         """Have the main loop look at interrupts as soon as the current block ends."""
         self._request.value |= lay.INTERRUPT_HARD
-        if not self._running:
+        if not self.running:
             return
         box = self.box
         if not self.counting:
@@ -388,11 +384,12 @@ class UnicornEngine(Registers):
         self._mmio.open(n, va, gpa)
 
     def clear_windows(self) -> None:
-        """End all windows and flush the TLB."""
-        self.box[mb.WINDOW_VA] = self.box[mb.WINDOW1_VA] = mb.NO_WINDOW
+        """End all windows, and flush the TLB if there were others than MMIO's, of which it keeps nothing."""
         self._mmio.close()
+        if self.box[mb.WINDOWS_OPEN] & (1 << mb.NR_WINDOWS) - 1:
+            self.box[mb.WINDOW_VA] = self.box[mb.WINDOW1_VA] = mb.NO_WINDOW
+            self.flush_tlb()
         self.box[mb.WINDOWS_OPEN] = 0
-        self.flush_tlb()
 
     def _breakpoints_changed(self) -> None:
         self.box[mb.WATCHED] = data_breakpoints(self.env[DR7])

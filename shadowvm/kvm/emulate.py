@@ -58,7 +58,8 @@ def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[Ret
     ret, reason = RetPf.RETRY, 0
     try:
         ret, reason = _run_with_windows(vcpu, gva, event, windows)
-        _track_writes(vcpu, windows)
+        if windows:
+            _track_writes(vcpu, windows)
     finally:
         vcpu.engine.clear_windows()
         for window in windows:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tools/bench"
 LOOPS = ("mixed", "copy", "touch", "chase", "cr3", "user-pf")
 ROWS = [name for loop in LOOPS for name in (loop, f"{loop}-icount")]
-ROWS += ["self-ipi", "apic-timer", "syscall", "port-in", "cpuid", "cr3-tcg", "pf-tcg"]
+ROWS += ["self-ipi", "apic-timer", "syscall", "port-in", "cpuid", "cr3-tcg", "pf-tcg", "ipi-pair"]
 ROWS += ["spte-fault", "fault-1g", "resident", "swap-file", "swap", "swap-guest", "startup"]
 
 

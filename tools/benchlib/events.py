@@ -45,7 +45,10 @@ EVENTS = (
     Event("cpuid", "x", "cpuids", 4000),
     Event("cr3-tcg", "s", "switches", 1500),
     Event("pf-tcg", "f", "faults", 3000),
+    Event("ipi-pair", "w", "rounds", 500, guest="smp-ipi", cpus=2),
 )
+IPI_MARKS = 8
+"""The guest smp-ipi marks so many parts of its round trips, each of two IPIs that wake a halted CPU."""
 NAMES = tuple(event.name for event in EVENTS)
 OTHER_LOOPS = ("mixed", "copy", "touch", "chase")
 QUICK_SHARE = 20
@@ -54,6 +57,8 @@ QEMU_FACTOR, QUICK_QEMU_FACTOR = 5, 2
 
 def _append(events: list[Event], guest: str, rounds: int, count: Callable[[Event], int]) -> str:
     """The command line of one guest: what is not measured is left out."""
+    if guest == "smp-ipi":
+        return f"modes=0 ticks=0 restarts=0 rounds={IPI_MARKS * count(events[0])}"
     counts = [f"{e.parameter}={count(e) if e in events else 0}" for e in EVENTS if e.guest == guest]
     if guest == "bench":
         counts += [f"{parameter}=0" for parameter in OTHER_LOOPS]
