@@ -80,11 +80,20 @@ def parse_elf(path: str, data: bytes, elfclass: int, entry: int | None = None, *
         raise ConfigError(f"{path}: no segments to load")
     _check_headers(path, loaded, len(data))
     segments = [Segment(Gpa(h.paddr), data[h.offset : h.offset + h.filesz], h.memsz) for h in loaded]
+    gpa = _physical_entry(loaded, e_entry) if entry is None else entry
+    if not any(0 <= gpa - header.paddr < header.memsz for header in loaded):
+        raise ConfigError(f"{path}: entry {gpa:#x} is in no segment")
+    return Kernel(Gpa(gpa), segments)
+
+
+def _physical_entry(loaded: list[_ProgramHeader], e_entry: int) -> int:
+    """Where e_entry is loaded. Outside of every segment's virtual addresses it is physical already: kernels linked
+    high name an entry that runs before paging (load_elf of QEMU's hw/elf_ops.h takes both).
+    """
     for header in loaded:
-        at = e_entry - header.vaddr if entry is None else entry - header.paddr
-        if 0 <= at < header.memsz:
-            return Kernel(Gpa(header.paddr + at), segments)
-    raise ConfigError(f"{path}: entry {e_entry if entry is None else entry:#x} is in no segment")
+        if 0 <= e_entry - header.vaddr < header.memsz:
+            return header.paddr + e_entry - header.vaddr
+    return e_entry
 
 
 def elf_notes(path: str, data: bytes, elfclass: int) -> list[Note]:

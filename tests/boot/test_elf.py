@@ -47,6 +47,14 @@ def test_segments_go_to_their_physical_addresses_and_the_entry_with_them(make, e
     assert kernel.end == BASE + 0x2009
 
 
+@pytest.mark.parametrize(("make", "elfclass"), [(elf32, ELFCLASS32), (elf64, ELFCLASS64)])
+def test_an_entry_outside_of_the_virtual_addresses_is_physical(make, elfclass: int) -> None:
+    loads = [Load(BASE, b"code", vaddr=0x80000000), Load(BASE + 0x1000, b"data", vaddr=BASE)]
+    assert parse_elf("x", make(loads[:1], BASE + 3), elfclass).entry == BASE + 3
+    assert parse_elf("x", make(loads, BASE + 3), elfclass).entry == BASE + 0x1003, "virtual addresses come first"
+    assert refusal(make(loads[:1], BASE + 4), elfclass).endswith("entry 0x100004 is in no segment")
+
+
 def test_files_that_are_no_executable_for_this_cpu_are_refused() -> None:
     good = elf64([Load(BASE, b"code")], BASE)
     assert refusal(b"hello").endswith("not an ELF image")
