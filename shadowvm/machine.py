@@ -30,7 +30,7 @@ from .devices.irqchip import Irqchip
 from .devices.lapic import Lapic
 from .devices.mptable import mp_tables
 from .devices.pc import Pc, PcConfig, PcHooks
-from .devices.uart import COM1, Uart
+from .devices.uart import COM1, COM1_IRQ, Uart
 from .errors import ConfigError, SwapIOError
 from .kvm.cpuid import cpuid, parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
@@ -144,7 +144,8 @@ class Machine:
         self.pc = Pc(config, hooks, lambda: self.kvm.instructions)
         self.debug_exit = DebugExit(self._stop)
         self.bus = PortBus()
-        self.bus.register(Uart(self._emit), COM1, 8)
+        self.uart = Uart(self._emit, self.pc.clock, self.pc.gsi(COM1_IRQ))
+        self.bus.register(self.uart, COM1, 8)
         self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
         self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
         self.mmio = MmioBus()
