@@ -79,8 +79,8 @@ class MachineConfig:
     0 for none; None for as much as the guest has. swap_file: file to create, or directory; None for the temporary
     directory. seed: 0 is the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs
     together, 0 for no limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and
-    features, as QEMU's flag. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between
-    are drawn with `seed`.
+    features, as QEMU's flag. serial_input: file whose bytes COM1 receives. smp: CPUs. quantum: shortest and longest
+    turn of a CPU in instructions; lengths between are drawn with `seed`.
     """
 
     image: str | None
@@ -97,6 +97,7 @@ class MachineConfig:
     seed: int = 0
     timeout_instructions: int = 0
     icount: bool = True
+    serial_input: str | None = None
     smp: int = 1
     quantum: tuple[int, int] = (DEFAULT_QUANTUM, DEFAULT_QUANTUM)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Hva
 from .boot import pvh
 from .boot.bios import bios_data
-from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start
+from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start, read_file
 from .boot.load import load_image
 from .boot.memmap import acpi_base, memory_layout
 from .config import MachineConfig
@@ -48,6 +48,7 @@ from .sync import RandomPreemption, Scheduler
 from .x86 import EFER_NX
 
 ENOMEM = -12
+MAX_SERIAL_INPUT = 64 << 20
 MAX_IDLE_DEADLINES = 100_000
 """A timer that has fired so often without waking a CPU is masked for good."""
 
@@ -144,7 +145,7 @@ class Machine:
         self.pc = Pc(config, hooks, lambda: self.kvm.instructions)
         self.debug_exit = DebugExit(self._stop)
         self.bus = PortBus()
-        self.uart = Uart(self._emit, self.pc.clock, self.pc.gsi(COM1_IRQ))
+        self.uart = Uart(self._emit, self.pc.clock, self.pc.gsi(COM1_IRQ), _serial_line(self.config))
         self.bus.register(self.uart, COM1, 8)
         self.bus.register(DebugConsole(self._emit), DEBUGCON_PORT, 1)
         self.bus.register(self.debug_exit, DEBUG_EXIT_PORT, 4)
@@ -360,6 +361,12 @@ def start_cpu(engine: UnicornEngine, start: Start) -> None:
     )
     for register in (RBX, RDI):
         engine.set_reg(register, start.start_info)
+
+
+def _serial_line(config: MachineConfig) -> bytes:
+    """What COM1 receives."""
+    path = config.serial_input
+    return b"" if path is None else read_file(path, MAX_SERIAL_INPUT, "--serial-input")
 
 
 def _host_ram(size: int) -> Ram:

@@ -38,6 +38,7 @@ _FLAGS = (
     ("-bios", "FILE", None, "firmware to start from the reset vector; shadowvm-fw.bin is bundled"),
     ("-kernel", "FILE", None, "the image, instead of GUEST"),
     ("--load-address", "GPA", None, "load an image without headers there, and enter it in long mode"),
+    ("--serial-input", "FILE", None, "bytes for COM1, which the guest receives as fast as it reads them"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
 )
@@ -99,6 +100,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         bios=args.bios,
         load_address=None if args.load_address is None else _address(args.load_address),
         cpu=args.cpu,
+        serial_input=args.serial_input,
         seed=args.seed,
         timeout_instructions=args.timeout_instructions,
         icount=args.icount == "on",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shadowvm.cli.main import main
-from tests.tiny import EXIT, ORIGIN, assemble, elf, write_tiny
+from tests.tiny import EXIT, ORIGIN, assemble, elf, gate, write_tiny
 
 COMMAND = [sys.executable, "-m", "shadowvm", "run"]
 Capture = pytest.CaptureFixture[str]
@@ -378,3 +378,44 @@ def test_text_is_no_image_whatever_its_length(capfd: Capture, tmp_path: Path) ->
     for size in (1, 3, 4, 16, 63, 64, 65):
         data = (b"\x7fELF" + struct.pack("<60x"))[:size] if size != 65 else b"\x7fELF" + b"\xff" * 61
         assert_refused(run(capfd, image(tmp_path, data)))
+
+
+_ECHO = f"""
+{gate(0x0C)}mov al, 0xef
+out 0x21, al
+mov dx, 0x3f9
+mov al, 1
+out dx, al
+sti
+again: hlt
+jmp again
+handler:
+mov dx, 0x3f8
+in al, dx
+out dx, al
+cmp al, '!'
+mov al, 0x20
+out 0x20, al
+je done
+iretq
+done:
+mov eax, 7
+{EXIT}
+"""
+
+
+@pytest.mark.parametrize("memory", ["16M", "2M"])
+def test_the_guest_receives_a_file_on_com1_by_interrupts(capfd: Capture, tmp_path: Path, memory: str) -> None:
+    text = "all that was typed before the run\n" * 5 + "!"
+    (tmp_path / "typed").write_text(text + "more, which it does not read")
+    guest = write_tiny(tmp_path, _ECHO)
+    status, out, _ = run(capfd, guest, "--host-memory", memory, "--check", "--serial-input", str(tmp_path / "typed"))
+    assert (status, out) == (7, text)
+
+
+def test_a_guest_that_nobody_types_to_sleeps_for_ever(capfd: Capture, tmp_path: Path) -> None:
+    guest = write_tiny(tmp_path, _ECHO)
+    status, out, err = run(capfd, guest)
+    assert (status, out) == (127, "")
+    assert "halted" in err
+    assert_refused(run(capfd, guest, "--serial-input", str(tmp_path / "none")), "--serial-input: ", "No such file")
