@@ -34,7 +34,14 @@ CHECKED = (
 )
 """Those of NATIVE that do not take every value: writes are looked at, of addresses by the engine itself."""
 
+IA32_PLATFORM_ID, EBL_CR_POWERON, EBC_FREQUENCY_ID, IA32_PERF_STATUS, IA32_PERF_CTL = 0x17, 0x2A, 0x2C, 0x198, 0x199
+_LAST_BRANCHES = range(0x1DB, 0x1DF)
+_RAPL = (0x606, 0x611, 0x619, 0x639, 0x641)
+
 _FIXED = {IA32_FEATURE_CONTROL: 1, IA32_MCG_CAP: 0, IA32_MTRRCAP: 0x500 | NR_VARIABLE_MTRRS}
+_FIXED |= dict.fromkeys((IA32_PLATFORM_ID, EBL_CR_POWERON, IA32_PERF_CTL, *_LAST_BRANCHES, *_RAPL), 0)
+_FIXED |= {EBC_FREQUENCY_ID: 1 << 24, IA32_PERF_STATUS: 4 << 40 | 1000}
+"""What kvm_get_msr_common() answers for everybody: kernels read these of an Intel CPU without care."""
 _STORED = {IA32_BIOS_SIGN_ID: 0, IA32_MCG_STATUS: 0, IA32_MISC_ENABLE: 1, IA32_MTRR_DEF_TYPE: 0, IA32_TSC_ADJUST: 0}
 _PAT_RESET = 0x0007040600070406
 _MTRR_FIXED = (0x250, 0x258, 0x259, *range(0x268, 0x270))

@@ -32,6 +32,7 @@ def status(directory: Path, source: str, **options: object) -> int:
 REFUSED = {
     "msr that does not exist, read": ("mov r15, 2\nmov ecx, 0xdead\nrdmsr", {}),
     "msr that does not exist, written": ("mov r15, 2\nmov ecx, 0xdead\nwrmsr", {}),
+    "msr that only reads": ("mov r15, 2\nmov ecx, 0x17\nxor eax, eax\nxor edx, edx\nwrmsr", {}),
     "pat of an unknown memory type": ("mov r15, 2\nmov ecx, 0x277\nmov eax, 2\nxor edx, edx\nwrmsr", {}),
     "efer bit that is reserved": ("mov r15, 2\nmov ecx, 0xc0000080\nrdmsr\nbts eax, 12\nwrmsr", {}),
     "efer.lme changed under paging": ("mov r15, 2\nmov ecx, 0xc0000080\nrdmsr\nbtr eax, 8\nwrmsr", {}),
@@ -62,6 +63,10 @@ ALLOWED = {
         "mov ecx, 0x277\nmov eax, 0x01040506\nmov edx, 0x00010406\nwrmsr\nrdmsr\n"
         "sub eax, 0x01040506\nsub edx, 0x10406\nor eax, edx"
     ),
+    "what intel cpus have is 0": (
+        "mov r15d, 2\nmov ecx, 0x17\nrdmsr\nor eax, edx\nmov ebx, eax\nmov ecx, 0x606\nrdmsr\nor eax, edx\nor eax, ebx"
+    ),
+    "the clock's ratio": "mov r15d, 2\nmov ecx, 0x198\nrdmsr\nsub eax, 1000\nsub edx, 0x400\nor eax, edx",
     "cpuid names the hypervisor": "mov eax, 0x40000000\ncpuid\nsub ebx, 'shad'\nmov eax, ebx",
     "cr4.smep": "mov rax, cr4\nbts rax, 20\nmov cr4, rax\nmov rbx, cr4\nsub rax, rbx",
     "gs base of 57 bits": "mov ecx, 0xc0000101\nmov edx, 0x8000\nwrmsr\nrdmsr\nlea eax, [edx - 0x8000]",
