@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 QEMU = "qemu-system-x86_64"
-MACHINE = ["-accel", "tcg", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
+MACHINE = ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]
 DEVICES = ["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "pc-testdev"]
 
 
@@ -74,8 +74,10 @@ def boot() -> Callable[..., tuple[int, str]]:
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")
 
-    def run(image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64", smp: int = 1) -> tuple[int, str]:
-        size = ["-cpu", cpu, "-smp", str(smp), "-m", memory]
+    def run(
+        image: Path, append: str = "", memory: str = "64M", cpu: str = "qemu64", smp: int = 1, accel: str = "tcg"
+    ) -> tuple[int, str]:
+        size = ["-accel", accel, "-cpu", cpu, "-smp", str(smp), "-m", memory]
         command = [QEMU, *MACHINE, *DEVICES, *size, "-kernel", str(image), "-append", append]
         done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode & 1, done.stderr
