@@ -46,6 +46,7 @@ QUICK = {
     "qsort": "keys=8k",
     "sieve": "limit=200k",
     "smc": "pages=64 rounds=1",
+    "smp-smc": "pages=16 turns=2 patches=1",
 }
 GUESTS = {guest.name: guest for guest in bundled_guests()}
 
@@ -73,7 +74,7 @@ def here(image: str | Path, append: str = "", **more: object) -> tuple[int, byte
 def test_guest_prints_and_ends_as_under_qemu(name: str) -> None:
     smp: dict[str, object] = {"smp": 2} if name.startswith("smp-") else {}
     image, append = GUESTS[name].image, quick(name)
-    flags, accel = (["-smp", "2"], ONE_THREAD) if smp else ([], "tcg")
+    flags, accel = ["-smp", "2"] if smp else [], ONE_THREAD if name == "smp-smc" else "tcg"
     theirs = qemu("-cpu", "max", "-device", "pc-testdev", *flags, "-kernel", image, "-append", append, accel=accel)
     assert here(image, append, **smp) == theirs
     assert theirs[1]
