@@ -11,6 +11,14 @@ class ConfigError(ShadowvmError):
     """The user asked for something impossible: one line that says what and where. The CLI exits with 125."""
 
 
+class KvmError(ShadowvmError):
+    """A KVM ioctl was refused. errno: as the ioctl would give it, positive."""
+
+    def __init__(self, errno: int, text: str) -> None:
+        super().__init__(text)
+        self.errno = errno
+
+
 class ModelBug(ShadowvmError):
     """shadowvm broke one of its own rules: a BUG_ON() of the simulated kernel."""
 

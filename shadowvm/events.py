@@ -183,6 +183,14 @@ kvm_unmap_hva_range = Tracepoint(
 kvm_age_hva = Tracepoint("kvm", "kvm_age_hva", "start end", "mmu notifier age hva: 0x%016x -- 0x%016x")
 kvm_test_age_hva = Tracepoint("kvm", "kvm_test_age_hva", "hva", "mmu notifier test age hva: 0x%016x")
 kvm_flush_remote_tlbs = Tracepoint("kvm", "kvm_flush_remote_tlbs", "vcpus", "requested of %u vcpus", point=True)
+# No tracepoint of the kernel's: what KVM_SET_USER_MEMORY_REGION does.
+kvm_set_memslot = Tracepoint(
+    "kvm",
+    "kvm_set_memslot",
+    "slot change flags gpa size hva",
+    "slot %d %s flags 0x%x gpa 0x%x size 0x%x hva 0x%x",
+    point=True,
+)
 kvm_mmu_seq_sample = Tracepoint(
     "kvm", "kvm_mmu_seq_sample", "vcpu_id gfn mmu_seq", "vcpu %u gfn %x mmu_seq %u", point=True
 )

@@ -42,7 +42,7 @@ from .kvm.vm import Kvm
 from .mm.host import Host
 from .mm.mm_struct import MmStruct, exit_mmap, mmap, mprotect
 from .mm.swap import SwapFile
-from .mm.uaccess import copy_to_user
+from .mm.uaccess import copy_from_user, copy_to_user
 from .phys import Ram
 from .sync import RandomPreemption, Scheduler
 from .x86 import EFER_NX
@@ -100,8 +100,8 @@ class Machine:
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
             self.kvm = Kvm(self.mm, cpu_model, turns)
             for slot_id, memory in enumerate(layout):
-                hva = mmap(self.mm, memory.npages << PAGE_SHIFT)
-                self.kvm.set_user_memory_region(slot_id, memory.base, memory.npages, hva)
+                base, size = Gpa(memory.base << PAGE_SHIFT), memory.npages << PAGE_SHIFT
+                self.kvm.set_user_memory_region(slot_id, base, size, mmap(self.mm, size))
             self._add_pc(not isinstance(image.start, ResetStart))
             for number in range(config.smp):
                 self._add_vcpu(number)
@@ -122,7 +122,7 @@ class Machine:
         offset = rom.gpa % HUGE_PAGE_SIZE
         hva = Hva(mmap(self.mm, offset + rom.memsz) + offset)
         slot_id = len(self.kvm.memslots.slots)
-        self.kvm.set_user_memory_region(slot_id, Gfn(rom.gpa >> PAGE_SHIFT), rom.memsz >> PAGE_SHIFT, hva)
+        self.kvm.set_user_memory_region(slot_id, rom.gpa, rom.memsz, hva)
         self.write_guest(rom.gpa, rom.data)
 
     def _add_pc(self, bios_ran: bool) -> None:
@@ -241,6 +241,15 @@ class Machine:
         hva = Hva(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT))
         if copy_to_user(self.mm, hva, data) is not None:
             raise ConfigError(f"the image does not fit: host memory and swap are too small for gpa {gpa:#x}")
+
+    def read_guest(self, gpa: Gpa, size: int) -> bytes:
+        """What is in guest memory, as the VMM sees it through its own mapping; inside one slot."""
+        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+        assert slot is not None
+        data = copy_from_user(self.mm, Hva(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)), size)
+        if not isinstance(data, bytes):
+            raise ConfigError(f"no memory is left to read gpa {gpa:#x}")
+        return data
 
     @property
     def instructions(self) -> int:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Hva, Vpn
-from ..errors import ConfigError
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Hva, Vpn
+
+KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY = 1 << 0, 1 << 1
+KVM_MEMSLOT_INVALID = 1 << 16
+"""The slot is being deleted or moved: faults on it retry."""
 
 
 class MemSlot:
@@ -41,6 +44,10 @@ class MemSlot:
         self.rmap: dict[Gfn, int | list[int]] = {}
         self.gfn_write_track: dict[Gfn, int] = {}
 
+    def share_arch(self, old: MemSlot) -> None:
+        """Go on with what KVM keeps per guest frame of `old`, the same slot with other flags."""
+        self.rmap, self.gfn_write_track = old.rmap, old.gfn_write_track
+
     def vpn(self, gfn: Gfn) -> Vpn:
         """Host virtual page number of a guest frame: __gfn_to_hva_memslot()."""
         return gfn + self.vpn_delta  # type: ignore[return-value]  # every fault asks; a conversion costs a call
@@ -56,18 +63,16 @@ class MemSlots:
         self._bases: list[Gfn] = []
         self.generation = 0
 
-    def insert(self, slot: MemSlot) -> None:
-        """Add a slot; ConfigError when it is empty, misaligned or overlaps another."""
-        if slot.npages <= 0 or slot.userspace_addr % PAGE_SIZE:
-            raise ConfigError(f"memory slot {slot.id}: empty or not page-aligned")
-        if (slot.userspace_addr ^ slot.base_gfn << PAGE_SHIFT) % HUGE_PAGE_SIZE:
-            raise ConfigError(f"memory slot {slot.id}: gpa and hva are not congruent modulo 2 MiB")
-        for other in self.slots:
-            if slot.base_gfn < other.end_gfn and other.base_gfn < slot.end_gfn:
-                raise ConfigError(f"memory slot {slot.id} overlaps slot {other.id}")
-        self.slots = sorted([*self.slots, slot], key=lambda each: each.base_gfn)
+    def replace(self, old: MemSlot | None, new: MemSlot | None) -> None:
+        """Take `old` out and put `new` in; either may be None."""
+        kept = [each for each in self.slots if each is not old]
+        self.slots = sorted([*kept, new] if new is not None else kept, key=lambda each: each.base_gfn)
         self._bases = [each.base_gfn for each in self.slots]
         self.generation += 1
+
+    def by_id(self, slot_id: int) -> MemSlot | None:
+        """id_to_memslot()."""
+        return next((slot for slot in self.slots if slot.id == slot_id), None)
 
     def find(self, gfn: Gfn) -> MemSlot | None:
         """gfn_to_memslot()."""

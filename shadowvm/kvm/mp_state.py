@@ -86,4 +86,5 @@ def kvm_vcpu_block(vcpu: Vcpu, irq: IrqState) -> bool:
             return True
         if vcpu.kvm.paused or vcpu.kvm.all_asleep:
             return False
+        vcpu.quiesce()
         vcpu.sched.wait(vcpu)

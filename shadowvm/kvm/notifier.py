@@ -62,6 +62,10 @@ class KvmMmuNotifier(MmuNotifier):
         kvm.mn_active_invalidate_count -= 1
         if kvm.mn_active_invalidate_count < 0:
             raise ModelBug("mmu notifier range_end without a start")
+        if not kvm.mn_active_invalidate_count and kvm.mn_memslots_update_waiters:
+            waiters, kvm.mn_memslots_update_waiters = kvm.mn_memslots_update_waiters, []
+            for task in waiters:
+                kvm.mm.host.sched.wake(task)
 
     def clear_flush_young(self, mm: MmStruct, start: int, end: int) -> bool:
         """Clear A. With a flush: whether a TLB miss sets A again must not depend on what the TLB happens to hold."""

@@ -33,6 +33,7 @@ from .vm import (
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_RELOAD,
     KVM_REQ_PAUSE,
+    KVM_REQ_SRCU,
     KVM_REQ_TLB_FLUSH,
 )
 
@@ -170,6 +171,7 @@ class Vcpu:
             else:
                 result = vcpu_enter_guest(self)
             if result is not None:
+                self.quiesce()
                 if kvm_userspace_exit.on:
                     kvm_userspace_exit(result.exit_reason.name, result.errno)
                 return result
@@ -254,6 +256,24 @@ class Vcpu:
             self.requests &= ~KVM_REQ_TLB_FLUSH
             self.stat.tlb_flush += 1
             self.engine.flush_tlb()
+        self.quiesce()
+
+    @property
+    def is_reading(self) -> bool:
+        """Between an exit and the next entry: slots that it has found may still be used."""
+        return self.task is not None and not self.task.glet.dead and not self.asleep
+
+    def quiesce(self) -> None:
+        """Nothing that was read before is used any more (srcu_read_unlock)."""
+        if self.requests & KVM_REQ_SRCU:
+            self.requests &= ~KVM_REQ_SRCU
+            waiters, self.kvm.srcu_waiters = self.kvm.srcu_waiters, []
+            for task in waiters:
+                self.sched.wake(task)
+
+    def forget_slot(self) -> None:
+        """The slots have changed: the one used last is to be looked up."""
+        self.slot = _NO_SLOT
 
     def free_roots(self) -> None:
         """Drop every root (kvm_mmu_unload)."""

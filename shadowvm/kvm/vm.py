@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from ..addr import Gfn, Hva, Pfn
+from ..addr import Gfn, Gpa, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
 from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from ..sync import Lock, LockRank
-from .memslot import MemSlot, MemSlots
-from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, KvmMmuPage, kvm_mmu_zap_all
+from .memory_region import kvm_set_memory_region
+from .memslot import MemSlots
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage, kvm_mmu_zap_all
 from .notifier import KvmMmuNotifier
 from .stats import VmStat
 from .turns import Turns
 
 if TYPE_CHECKING:
     from ..mm.mm_struct import MmStruct
+    from ..sync import Task
     from .cpuid import CpuModel
     from .vcpu import Vcpu
 
@@ -29,6 +31,7 @@ KVM_REQ_MMU_FREE_OBSOLETE_ROOTS = 1 << 1
 KVM_REQ_PAUSE = 1 << 2
 KVM_REQ_MMU_RELOAD = 1 << 3
 KVM_REQ_DEVICE_WORK = 1 << 4
+KVM_REQ_SRCU = 1 << 5
 
 
 class Kvm:
@@ -38,6 +41,7 @@ class Kvm:
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
     shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
     a20_closed: address bit 20 is 0, whatever the CPUs say.
+    srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
     one.
     """
@@ -58,12 +62,15 @@ class Kvm:
         "mmu_invalidate_seq",
         "mmu_lock",
         "mn_active_invalidate_count",
+        "mn_memslots_update_waiters",
         "n_max_mmu_pages",
         "notifier",
         "page_hash",
         "paused",
         "q",
+        "slots_lock",
         "sp_by_pfn",
+        "srcu_waiters",
         "stat",
         "turns",
         "vcpus",
@@ -87,6 +94,9 @@ class Kvm:
         self.mmu_invalidate_range_start = Gfn(0)
         self.mmu_invalidate_range_end = Gfn(0)
         self.mn_active_invalidate_count = 0
+        self.mn_memslots_update_waiters: list[Task] = []
+        self.slots_lock = Lock(mm.host.sched, "slots_lock", LockRank.SLOTS_LOCK, sleeps=True)
+        self.srcu_waiters: list[Task] = []
         self.active_mmu_pages: OrderedDict[Pfn, KvmMmuPage] = OrderedDict()
         self.link_generation = 0
         self.page_hash: dict[Gfn, list[KvmMmuPage]] = {}
@@ -95,18 +105,21 @@ class Kvm:
         self.notifier = KvmMmuNotifier(self)
         mmu_notifier_register(self.notifier, mm)
 
-    def set_user_memory_region(self, slot_id: int, base_gfn: Gfn, npages: int, userspace_addr: Hva) -> MemSlot:
-        """KVM_SET_USER_MEMORY_REGION for a new slot.
+    def set_user_memory_region(
+        self, slot_id: int, guest_phys_addr: Gpa, memory_size: int, userspace_addr: Hva, flags: int = 0
+    ) -> None:
+        """KVM_SET_USER_MEMORY_REGION; a size of 0 deletes the slot. Raises KvmError. May sleep."""
+        kvm_set_memory_region(self, slot_id, flags, guest_phys_addr, memory_size, userspace_addr)
 
-        The limit of shadow pages follows: slot pages / 50, at least 64, at most an eighth of the host's frames
-        (KVM has no such bound; a host of 2 MiB under a guest of 64 MiB needs one).
-        """
-        slot = MemSlot(slot_id, base_gfn, npages, userspace_addr)
-        self.memslots.insert(slot)
-        pages = sum(each.npages for each in self.memslots.slots) // KVM_MMU_PAGES_DIVISOR
-        ceiling = self.mm.host.ram.nr_frames // 8
-        self.n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, min(pages, ceiling))
-        return slot
+    def synchronize_srcu(self) -> None:
+        """Wait until no vCPU uses what it has read: each that handles an exit gets to an entry, or to sleep, once."""
+        current = self.mm.host.sched.current
+        waited_for = [vcpu for vcpu in self.vcpus if vcpu.is_reading and vcpu.task is not current]
+        for vcpu in waited_for:
+            vcpu.requests |= KVM_REQ_SRCU
+        while any(vcpu.requests & KVM_REQ_SRCU for vcpu in waited_for):
+            self.srcu_waiters.append(current)
+            self.mm.host.sched.wait(self.srcu_waiters)
 
     @property
     def instructions(self) -> int:

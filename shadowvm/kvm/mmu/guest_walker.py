@@ -36,6 +36,7 @@ from ...x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
+from ..memslot import KVM_MEMSLOT_INVALID
 from .paging_mode import NONPAGING, PAE, PT32, PT64
 from .permission import permission_fault
 from .role import A20_GFN_MASK
@@ -118,6 +119,8 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
             found = vcpu.kvm.memslots.find(table_gfn)
             if found is None:
                 return _walk_error(vcpu, pferr, 0)
+            if found.flags & KVM_MEMSLOT_INVALID:
+                return RET_PF_RETRY
             slot = vcpu.slot = found
         base = tlb.get(table_gfn + slot.vpn_delta)
         if base is None:
@@ -159,7 +162,7 @@ def _walk_addr32(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         if pte is None:
             return _walk_error(vcpu, pferr, 0)
         if pte < 0:
-            return RetPf(pte)
+            return RET_PF_RETRY if pte == RetPf.EAGAIN else RetPf(pte)
         walker.table_gfn[level] = table_gfn
         walker.ptes[level] = pte
         walker.access_to[level] = access
@@ -189,6 +192,8 @@ def read_gpte32(vcpu: Vcpu, table_gfn: Gfn, index: int) -> int | None:
     slot = vcpu.kvm.memslots.find(table_gfn)
     if slot is None:
         return None
+    if slot.flags & KVM_MEMSLOT_INVALID:
+        return RetPf.EAGAIN
     base = vcpu.kvm.mm.tlb.get(slot.vpn(table_gfn))
     if base is None:
         base = _fault_in_table(vcpu, slot.vpn(table_gfn))

@@ -26,6 +26,7 @@ from ...x86 import (
     PT_ADDR_MASK,
     PT_DIRTY,
 )
+from ..memslot import KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
 from .leaf_walk import walk_leaf
@@ -103,6 +104,8 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
         found = vcpu.kvm.memslots.find(gfn)
         if found is None:
             return RetPf.INVALID
+        if found.flags & KVM_MEMSLOT_INVALID:
+            return RET_PF_RETRY
         slot = vcpu.slot = found
     write = error_code & PFERR_WRITE
     if write and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:

@@ -45,6 +45,7 @@ class RetPf(IntEnum):
     SPURIOUS = 6
     GUEST = 7
     """The guest's own tables refuse: #PF was queued."""
+    EAGAIN = -11
     EFAULT = -14
     ENOMEM = -12
 

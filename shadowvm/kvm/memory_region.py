@@ -1,0 +1,141 @@
+"""KVM_SET_USER_MEMORY_REGION: slots are created, deleted, moved, and change their flags (virt/kvm/kvm_main.c).
+
+A slot that goes away or moves is first made invalid: faults on it retry, nothing new is mapped through it. Then every
+invalidation in progress has to end, every vCPU to stop using what it has read, and all shadow pages are zapped, before
+the slot is taken out. So nothing that refers to the old slot is left when the call returns (invariant I34).
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
+from ..errors import KvmError
+from ..events import kvm_set_memslot
+from .memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, MemSlot
+from .mmu.paging_mode import MAXPHYADDR
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_zap_all
+
+if TYPE_CHECKING:
+    from .vm import Kvm
+
+KVM_USER_MEM_SLOTS = 32764
+_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
+
+
+class KvmMrChange(Enum):
+    """enum kvm_mr_change."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags-only"
+
+
+def kvm_set_memory_region(
+    kvm: Kvm, slot_id: int, flags: int, guest_phys_addr: Gpa, memory_size: int, userspace_addr: Hva
+) -> None:
+    """Make slot `slot_id` what these say; a size of 0 deletes it. May sleep.
+
+    Raises:
+        KvmError: EINVAL or EEXIST, with the reason.
+    """
+    _check(slot_id, flags, guest_phys_addr, memory_size, userspace_addr)
+    kvm.slots_lock.acquire()
+    try:
+        old = kvm.memslots.by_id(slot_id)
+        new = MemSlot(slot_id, Gfn(guest_phys_addr >> PAGE_SHIFT), memory_size >> PAGE_SHIFT, userspace_addr, flags)
+        change = _classify(old, new)
+        if change in (KvmMrChange.CREATE, KvmMrChange.MOVE):
+            _check_overlap(kvm, new)
+        if change is not None:
+            if kvm_set_memslot.on:
+                kvm_set_memslot(slot_id, change.value, flags, guest_phys_addr, memory_size, userspace_addr)
+            _kvm_set_memslot(kvm, old, new, change)
+    finally:
+        kvm.slots_lock.release()
+
+
+def _check(slot_id: int, flags: int, gpa: int, size: int, hva: int) -> None:
+    """What is wrong whatever slots there are."""
+    what = f"memory slot {slot_id}"
+    if not 0 <= slot_id < KVM_USER_MEM_SLOTS:
+        raise KvmError(errno.EINVAL, f"{what}: slots are numbered from 0 to {KVM_USER_MEM_SLOTS - 1}")
+    if flags & ~_FLAGS:
+        raise KvmError(errno.EINVAL, f"{what}: unknown flags {flags & ~_FLAGS:#x}")
+    if (gpa | size | hva) % PAGE_SIZE:
+        raise KvmError(errno.EINVAL, f"{what}: gpa {gpa:#x}, size {size:#x} or hva {hva:#x} is not page-aligned")
+    if min(gpa, size, hva) < 0 or gpa + size > 1 << MAXPHYADDR:
+        raise KvmError(errno.EINVAL, f"{what}: gpa {gpa:#x} and size {size:#x} exceed {MAXPHYADDR} bits")
+    if hva + size > 1 << 47:
+        raise KvmError(errno.EINVAL, f"{what}: hva {hva:#x} is no address of user space")
+
+
+def _classify(old: MemSlot | None, new: MemSlot) -> KvmMrChange | None:
+    """What kind of change leads from `old` to `new`; None for no change at all."""
+    if not new.npages:
+        if old is None:
+            raise KvmError(errno.EINVAL, f"memory slot {new.id}: there is none to delete")
+        return KvmMrChange.DELETE
+    if old is None:
+        return KvmMrChange.CREATE
+    if old.userspace_addr != new.userspace_addr or old.npages != new.npages:
+        raise KvmError(errno.EINVAL, f"memory slot {new.id}: size and hva of a slot cannot change")
+    if (old.flags ^ new.flags) & KVM_MEM_READONLY:
+        raise KvmError(errno.EINVAL, f"memory slot {new.id}: KVM_MEM_READONLY of a slot cannot change")
+    if old.base_gfn != new.base_gfn:
+        return KvmMrChange.MOVE
+    return KvmMrChange.FLAGS_ONLY if old.flags != new.flags else None
+
+
+def _check_overlap(kvm: Kvm, new: MemSlot) -> None:
+    for other in kvm.memslots.slots:
+        if other.id != new.id and new.base_gfn < other.end_gfn and other.base_gfn < new.end_gfn:
+            raise KvmError(errno.EEXIST, f"memory slot {new.id} overlaps slot {other.id}")
+
+
+def _kvm_set_memslot(kvm: Kvm, old: MemSlot | None, new: MemSlot, change: KvmMrChange) -> None:
+    if old is not None and change in (KvmMrChange.DELETE, KvmMrChange.MOVE):
+        old = _invalidate_memslot(kvm, old)
+    if change is KvmMrChange.FLAGS_ONLY:
+        assert old is not None
+        new.share_arch(old)
+    if change is KvmMrChange.DELETE:
+        _swap_active_memslots(kvm, old, None)
+    else:
+        _swap_active_memslots(kvm, old, new)
+    _limit_mmu_pages(kvm)
+
+
+def _invalidate_memslot(kvm: Kvm, old: MemSlot) -> MemSlot:
+    """kvm_invalidate_memslot(): no fault installs anything for the slot from here on, and all that was is gone."""
+    invalid = MemSlot(old.id, old.base_gfn, old.npages, old.userspace_addr, old.flags | KVM_MEMSLOT_INVALID)
+    invalid.share_arch(old)
+    _swap_active_memslots(kvm, old, invalid)
+    kvm.mmu_lock.acquire()
+    kvm_mmu_zap_all(kvm)
+    kvm.mmu_lock.release()
+    return invalid
+
+
+def _swap_active_memslots(kvm: Kvm, old: MemSlot | None, new: MemSlot | None) -> None:
+    """Publish: after invalidations that saw the old slots have ended, and until no vCPU uses them any more."""
+    while kvm.mn_active_invalidate_count:
+        kvm.mn_memslots_update_waiters.append(kvm.mm.host.sched.current)
+        kvm.mm.host.sched.wait(kvm.memslots)
+    kvm.memslots.replace(old, new)
+    for vcpu in kvm.vcpus:
+        vcpu.forget_slot()
+    kvm.synchronize_srcu()
+
+
+def _limit_mmu_pages(kvm: Kvm) -> None:
+    """kvm_arch_commit_memory_region(): slot pages / 50, at least 64, at most an eighth of the host's frames.
+
+    KVM has no such bound; a host of 2 MiB under a guest of 64 MiB needs one.
+    """
+    pages = sum(each.npages for each in kvm.memslots.slots) // KVM_MMU_PAGES_DIVISOR
+    ceiling = kvm.mm.host.ram.nr_frames // 8
+    kvm.n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, min(pages, ceiling))
