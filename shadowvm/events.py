@@ -183,7 +183,16 @@ kvm_unmap_hva_range = Tracepoint(
 kvm_age_hva = Tracepoint("kvm", "kvm_age_hva", "start end", "mmu notifier age hva: 0x%016x -- 0x%016x")
 kvm_test_age_hva = Tracepoint("kvm", "kvm_test_age_hva", "hva", "mmu notifier test age hva: 0x%016x")
 kvm_flush_remote_tlbs = Tracepoint("kvm", "kvm_flush_remote_tlbs", "vcpus", "requested of %u vcpus", point=True)
-# No tracepoint of the kernel's: what KVM_SET_USER_MEMORY_REGION does.
+# No tracepoints of the kernel's: what the ioctls on memory slots do.
+kvm_get_dirty_log = Tracepoint(
+    "kvm",
+    "kvm_get_dirty_log",
+    "slot dirty cleared",
+    lambda slot, dirty, cleared: f"slot {slot} {len(dirty)} dirty pages{', cleared' if cleared else ''}",
+)
+kvm_clear_dirty_log = Tracepoint(
+    "kvm", "kvm_clear_dirty_log", "slot gfns", lambda slot, gfns: f"slot {slot} {len(gfns)} pages"
+)
 kvm_set_memslot = Tracepoint(
     "kvm",
     "kvm_set_memslot",

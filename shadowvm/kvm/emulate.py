@@ -20,6 +20,7 @@ from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
 from ..mm.gup import get_user_page
 from ..mm.page_alloc import Page, put_page
+from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
 from .mmu.spte import RetPf
@@ -133,7 +134,10 @@ def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:
     for window in windows:
         window.page.dirty = True
         after = kvm.mm.host.ram.read_page(window.page.pfn)
-        for offset, length in _changes(window, after):
+        changes = _changes(window, after)
+        if changes:
+            kvm_vcpu_mark_page_dirty(vcpu, window.gfn)
+        for offset, length in changes:
             kvm_mmu_track_write(kvm, Gpa(window.gfn << PAGE_SHIFT | offset), length)
     kvm.mmu_lock.release()
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
 from ..errors import KvmError
 from ..events import kvm_set_memslot
+from .dirty import kvm_alloc_dirty_bitmap, kvm_mmu_slot_apply_flags
 from .memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, MemSlot
 from .mmu.paging_mode import MAXPHYADDR
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_zap_all
@@ -102,10 +103,13 @@ def _kvm_set_memslot(kvm: Kvm, old: MemSlot | None, new: MemSlot, change: KvmMrC
     if change is KvmMrChange.FLAGS_ONLY:
         assert old is not None
         new.share_arch(old)
-    if change is KvmMrChange.DELETE:
-        _swap_active_memslots(kvm, old, None)
-    else:
-        _swap_active_memslots(kvm, old, new)
+    if not new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        new.dirty_bitmap = None
+    elif new.dirty_bitmap is None:
+        kvm_alloc_dirty_bitmap(kvm, new)
+    _swap_active_memslots(kvm, old, None if change is KvmMrChange.DELETE else new)
+    if change is KvmMrChange.FLAGS_ONLY and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        kvm_mmu_slot_apply_flags(kvm, new)
     _limit_mmu_pages(kvm)
 
 

@@ -18,11 +18,13 @@ class MemSlot:
     """`npages` guest frames from `base_gfn` at `userspace_addr`.
 
     rmap: gfn -> sptep, or list of spteps, of every present leaf spte that maps it.
+    dirty_bitmap: the pages that are dirty, None without logging.
     gfn_write_track: gfn -> number of shadow pages that shadow it; such a gfn has no writable spte.
     """
 
     __slots__ = (
         "base_gfn",
+        "dirty_bitmap",
         "end_gfn",
         "flags",
         "gfn_write_track",
@@ -43,10 +45,11 @@ class MemSlot:
         self.vpn_delta = (userspace_addr >> PAGE_SHIFT) - base_gfn
         self.rmap: dict[Gfn, int | list[int]] = {}
         self.gfn_write_track: dict[Gfn, int] = {}
+        self.dirty_bitmap: set[Gfn] | None = None
 
     def share_arch(self, old: MemSlot) -> None:
         """Go on with what KVM keeps per guest frame of `old`, the same slot with other flags."""
-        self.rmap, self.gfn_write_track = old.rmap, old.gfn_write_track
+        self.rmap, self.gfn_write_track, self.dirty_bitmap = old.rmap, old.gfn_write_track, old.dirty_bitmap
 
     def vpn(self, gfn: Gfn) -> Vpn:
         """Host virtual page number of a guest frame: __gfn_to_hva_memslot()."""

@@ -13,6 +13,7 @@ from ..addr import Gfn, Gpa, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
 from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from ..sync import Lock, LockRank
+from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
 from .memslot import MemSlots
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage, kvm_mmu_zap_all
@@ -54,6 +55,7 @@ class Kvm:
         "elsewhere",
         "link_generation",
         "loaded",
+        "manual_dirty_log_protect",
         "memslots",
         "mm",
         "mmu_invalidate_in_progress",
@@ -80,6 +82,7 @@ class Kvm:
         self.mm = mm
         self.cpu_model = cpu_model
         self.turns = turns or Turns()
+        self.manual_dirty_log_protect = ManualProtect.OFF
         self.loaded: Vcpu | None = None
         self.elsewhere = 0
         self.paused = self.all_asleep = False

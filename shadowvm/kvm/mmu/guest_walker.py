@@ -269,6 +269,7 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
             return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
         if not done:
             return RET_PF_RETRY
+        kvm_vcpu_mark_page_dirty(vcpu, Gfn(gpa >> PAGE_SHIFT))
         if kvm_mmu_set_accessed_bit.on and not old & PT_ACCESSED:
             kvm_mmu_set_accessed_bit(gpa)
         if kvm_mmu_set_dirty_bit.on and new & ~old & PT_DIRTY:
@@ -277,12 +278,20 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
     return RET_PF_CONTINUE
 
 
+def kvm_vcpu_mark_page_dirty(vcpu: Vcpu, gfn: Gfn) -> None:
+    """KVM itself has written a page of the guest."""
+    slot = vcpu.kvm.memslots.find(gfn)
+    if slot is not None and slot.dirty_bitmap is not None:
+        slot.dirty_bitmap.add(gfn)
+
+
 def _cmpxchg_gpte(vcpu: Vcpu, gpa: Gpa, old: int, new: int) -> bool | VmFault:
     """Replace an entry if it is still `old`. A 32-bit entry is exchanged with its neighbour, which must hold still."""
     mm = vcpu.kvm.mm
     gfn = Gfn(gpa >> PAGE_SHIFT)
     slot = vcpu.kvm.memslots.find(gfn)
-    assert slot is not None, "the walk has just read this table"
+    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+        return False
     hva = Hva(slot.vpn(gfn) << PAGE_SHIFT | gpa & 0xFF8)
     if vcpu.mode is not PT32:
         return cmpxchg_user_u64(mm, hva, old, new)

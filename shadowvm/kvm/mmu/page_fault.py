@@ -25,6 +25,7 @@ from ...x86 import (
     PFERR_WRITE,
     PT_ADDR_MASK,
     PT_DIRTY,
+    PT_WRITABLE,
 )
 from ..memslot import KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
@@ -332,6 +333,8 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
         return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_SPURIOUS
     if sp.gfns:
         sp.gfns[index] = gfn
+    if spte & PT_WRITABLE and fault.slot.dirty_bitmap is not None:
+        fault.slot.dirty_bitmap.add(gfn)
     if spte_change.on:
         spte_change(sptep * 8, old, spte)
     q[sptep] = spte

@@ -17,6 +17,7 @@ from ...events import REGISTRY, Tracepoint, attached
 from ...sync import Lockdep, Task
 from ...trace.ftrace import ftrace_line
 from .content import ContentRules
+from .dirty import DirtyRules
 from .frames import FrameRules
 from .notifier import NotifierRules
 from .shadow import ShadowRules
@@ -45,6 +46,7 @@ LAWS = {
     "I14": "the tracked range covers every open invalidation",
     "I15": "a fault makes progress",
     "I16": "TLBs are flushed before mmu_lock is dropped when an spte was removed or lost write access",
+    "I17": "when a dirty log has been harvested no spte and no TLB lets a store to a clean page pass",
     "I18": "a shadow page is freed only after a flush that followed its unlinking",
     "I19": "a present leaf never changes its pfn directly",
     "I21": "each leaf spte is on exactly the rmap list of its gfn",
@@ -52,6 +54,7 @@ LAWS = {
     "I23": "an spte's rights are within those of the guest's tables, the slot and the host pte, and so is its frame",
     "I24": "legal (host-writable, mmu-writable, W) are 111, 110, 100, 000",
     "I25": "no writable spte exists for a gfn that is shadowed",
+    "I30": "a page that was written since its dirty bit was cleared is in the next harvest",
     "I35": "shadow pages and leaves are as many as the counters and lists say",
     "FRAME": "a frame is handed out once and freed once",
     "POISON": "nobody writes a free frame",
@@ -84,6 +87,7 @@ class Sanitizer:
             NotifierRules(self, shadow),
             FrameRules(self, shadow),
             ContentRules(self),
+            DirtyRules(self),
         ]
         self.lockdep = Lockdep(machine.sched)
         self._handlers: dict[Tracepoint, list[Handler]] = {}
