@@ -15,7 +15,7 @@ from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
 from ..errors import KvmError
 from ..events import kvm_set_memslot
 from .dirty import kvm_alloc_dirty_bitmap, kvm_mmu_slot_apply_flags
-from .memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, KVM_MEMSLOT_INVALID, MemSlot
+from .memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID, MemSlot
 from .mmu.paging_mode import MAXPHYADDR
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_zap_all
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .vm import Kvm
 
 KVM_USER_MEM_SLOTS = 32764
-_FLAGS = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY
 
 
 class KvmMrChange(Enum):
@@ -64,8 +63,8 @@ def _check(slot_id: int, flags: int, gpa: int, size: int, hva: int) -> None:
     what = f"memory slot {slot_id}"
     if not 0 <= slot_id < KVM_USER_MEM_SLOTS:
         raise KvmError(errno.EINVAL, f"{what}: slots are numbered from 0 to {KVM_USER_MEM_SLOTS - 1}")
-    if flags & ~_FLAGS:
-        raise KvmError(errno.EINVAL, f"{what}: unknown flags {flags & ~_FLAGS:#x}")
+    if flags & ~KVM_MEM_LOG_DIRTY_PAGES:
+        raise KvmError(errno.EINVAL, f"{what}: unknown flags {flags & ~KVM_MEM_LOG_DIRTY_PAGES:#x}")
     if (gpa | size | hva) % PAGE_SIZE:
         raise KvmError(errno.EINVAL, f"{what}: gpa {gpa:#x}, size {size:#x} or hva {hva:#x} is not page-aligned")
     if min(gpa, size, hva) < 0 or gpa + size > 1 << MAXPHYADDR:
@@ -84,8 +83,6 @@ def _classify(old: MemSlot | None, new: MemSlot) -> KvmMrChange | None:
         return KvmMrChange.CREATE
     if old.userspace_addr != new.userspace_addr or old.npages != new.npages:
         raise KvmError(errno.EINVAL, f"memory slot {new.id}: size and hva of a slot cannot change")
-    if (old.flags ^ new.flags) & KVM_MEM_READONLY:
-        raise KvmError(errno.EINVAL, f"memory slot {new.id}: KVM_MEM_READONLY of a slot cannot change")
     if old.base_gfn != new.base_gfn:
         return KvmMrChange.MOVE
     return KvmMrChange.FLAGS_ONLY if old.flags != new.flags else None

@@ -9,7 +9,7 @@ from bisect import bisect_right
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Hva, Vpn
 
-KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY = 1 << 0, 1 << 1
+KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEMSLOT_INVALID = 1 << 16
 """The slot is being deleted or moved: faults on it retry."""
 
