@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Hva
 from .boot import pvh
-from .boot.bios import bios_data
+from .boot.bios import bios_data, bios_handlers
 from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start, read_file
 from .boot.load import load_image
 from .boot.memmap import acpi_base, memory_layout
@@ -343,7 +343,7 @@ def _boot_options(config: MachineConfig) -> BootOptions:
         config.memory,
         config.append.encode("utf-8", "surrogateescape"),
         config.initrd,
-        extra=(*bios_data(), *tables),
+        extra=(*bios_handlers(), *bios_data(), *tables),
         rsdp=RSDP_GPA,
         load_address=config.load_address,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from shadowvm.boot.bios import BDA, BDA_SIZE, bios_data
+from shadowvm.boot.bios import BDA, BDA_SIZE, bios_data, bios_handlers
 from shadowvm.boot.memmap import EBDA
 
 from .images import LEAVE, multiboot_elf, qemu, send
@@ -28,3 +28,10 @@ def test_they_are_what_a_guest_finds_under_qemu(tmp_path: Path) -> None:
     (_, bda), (_, ebda) = bios_data()
     assert {at for at in range(BDA_SIZE) if bda[at] != output[at]} <= set(TICKS)
     assert output[BDA_SIZE:] == ebda
+
+
+def test_every_vector_names_code_that_is_there() -> None:
+    (ivt_at, ivt), (code_at, code) = bios_handlers()
+    assert (ivt_at, len(ivt)) == (0, 1024)
+    for offset, segment in struct.iter_unpack("<HH", ivt):
+        assert code_at <= (segment << 4) + offset < code_at + len(code)
