@@ -65,7 +65,7 @@ def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[Ret
         vcpu.engine.clear_windows()
         for window in windows:
             put_page(vcpu.kvm.mm.host, window.page)
-    retired = ret == RetPf.CONTINUE and reason == CpuExit.QUANTUM
+    retired = ret == RetPf.CONTINUE and reason in (CpuExit.QUANTUM, CpuExit.STOPPED)
     vcpu.stat.insn_emulation_fail += not retired
     if kvm_emulate_insn.on:
         kvm_emulate_insn(vcpu.engine.rip, f"store to gva {gva:#x}", "" if retired else " (failed)")

@@ -80,3 +80,12 @@ def test_devices_work_under_pressure(tmp_path: Path) -> None:
     outcome, machine = run(tmp_path, source, host_memory=4 << 20)
     assert outcome.status == 0
     assert machine.host.vmstat.pswpout > 0
+
+
+def test_a_store_at_which_a_device_asks_to_stop_has_not_failed(tmp_path: Path) -> None:
+    source = f"mov ebx, 0xfee00000\nmov dword [rbx + 0xf0], 0x1ff\nmov dword [rbx + 0x80], 0\nxor eax, eax\n{EXIT}"
+    machine = Machine(config_for(write_tiny(tmp_path, source)), lambda byte: None)
+    assert machine.run().status == 0
+    machine.close()
+    assert machine.vcpu.stat.insn_emulation == 2
+    assert machine.vcpu.stat.insn_emulation_fail == 0
