@@ -25,7 +25,8 @@ MEMORY = 64 * MIB
 class Event(NamedTuple):
     """One loop of a guest: the mark of its rounds, the parameter that holds how many events a round has.
 
-    goal: the largest good ratio, or None. cpus: of the machine that it needs.
+    goal: the largest good ratio, or None. cpus: of the machine that it needs. qemu: how many times more events QEMU
+    gets in a round, so that its rounds are long beside a tick of 4 ms, which is as fine as its CPU time may be told.
     """
 
     name: str
@@ -35,24 +36,24 @@ class Event(NamedTuple):
     goal: float | None = None
     guest: str = "bench"
     cpus: int = 1
+    qemu: int = 5
 
 
 EVENTS = (
-    Event("self-ipi", "i", "ipis", 1000),
+    Event("self-ipi", "i", "ipis", 1000, qemu=50),
     Event("apic-timer", "a", "timers", 500),
     Event("syscall", "y", "syscalls", 100_000),
-    Event("port-in", "p", "inputs", 4000),
-    Event("cpuid", "x", "cpuids", 4000),
+    Event("port-in", "p", "inputs", 4000, qemu=200),
+    Event("cpuid", "x", "cpuids", 4000, qemu=500),
     Event("cr3-tcg", "s", "switches", 1500),
-    Event("pf-tcg", "f", "faults", 3000),
-    Event("ipi-pair", "w", "rounds", 500, guest="smp-ipi", cpus=2),
+    Event("pf-tcg", "f", "faults", 3000, qemu=20),
+    Event("ipi-pair", "w", "rounds", 500, guest="smp-ipi", cpus=2, qemu=50),
 )
 IPI_MARKS = 8
 """The guest smp-ipi marks so many parts of its round trips, each of two IPIs that wake a halted CPU."""
 NAMES = tuple(event.name for event in EVENTS)
 OTHER_LOOPS = ("mixed", "copy", "touch", "chase")
 QUICK_SHARE = 20
-QEMU_FACTOR, QUICK_QEMU_FACTOR = 5, 2
 
 
 def _append(events: list[Event], guest: str, rounds: int, count: Callable[[Event], int]) -> str:
@@ -88,16 +89,15 @@ def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
         events = [e for e in EVENTS if e.name in names and (e.guest, e.cpus) == (guest, cpus)]
         if not events:
             continue
-        rounds, share, factor = (
-            (QUICK_ROUNDS, QUICK_SHARE, QUICK_QEMU_FACTOR) if quick else (ROUNDS, 1, QEMU_FACTOR)
-        )
+        rounds, share = (QUICK_ROUNDS, QUICK_SHARE) if quick else (ROUNDS, 1)
         append = _append(events, guest, rounds, lambda event, share=share: event.count // share)
-        more = _append(events, guest, rounds, lambda event, factor=factor: event.count * factor)
+        more = _append(events, guest, rounds, lambda event: event.count * event.qemu)
         ours, theirs = [], []
         for _ in range(repeat):
             if qemu.is_installed():
                 theirs.append(qemu.time_loops(find_image(guest)[1], MEMORY, more, cpus))
             ours.append(_run_shadow(guest, append, cpus))
         for event in events:
-            base, value = _best(theirs, event, event.count * factor), _best(ours, event, event.count // share)
+            base = _best(theirs, event, event.count * event.qemu)
+            value = _best(ours, event, event.count // share)
             yield Row(event.name, AGAINST, "us/event", base, value, event.goal if theirs else None)

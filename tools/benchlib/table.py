@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        return self.value / self.base
+        """NaN where the clock was too coarse for the base."""
+        return self.value / self.base if self.base else math.nan
 
     @property
     def verdict(self) -> str:
