@@ -101,9 +101,7 @@ _APIC_NAMES = (
     "ICR:300 ICR2:310 LVTT:320 LVTTHMR:330 LVTPC:340 LVT0:350 LVT1:360 LVTERR:370 TMICT:380 TMCCT:390 TDCR:3e0 "
     "SELF_IPI:3f0"
 )
-APIC_REGISTERS = {
-    int(offset, 16): f"APIC_{name}" for name, offset in (each.split(":") for each in _APIC_NAMES.split())
-}
+APIC_REGISTERS = {int(offset, 16): f"APIC_{name}" for name, offset in (each.split(":") for each in _APIC_NAMES.split())}
 """Names of the local APIC's registers, as kvm_apic prints them."""
 
 
@@ -219,9 +217,7 @@ kvm_apic_accept_irq = Tracepoint(
     "kvm",
     "kvm_apic_accept_irq",
     "apicid dm tm vec",
-    lambda apicid, dm, tm, vec: (
-        f"apicid {apicid:x} vec {vec} ({DELIVERY_MODES[dm]}|{'level' if tm else 'edge'})"
-    ),
+    lambda apicid, dm, tm, vec: f"apicid {apicid:x} vec {vec} ({DELIVERY_MODES[dm]}|{'level' if tm else 'edge'})",
 )
 kvm_eoi = Tracepoint("kvm", "kvm_eoi", "apicid vector", "apicid %x vector %d")
 kvm_pic_set_irq = Tracepoint("kvm", "kvm_pic_set_irq", "chip pin elcr imr coalesced", _pic_set_irq_text)

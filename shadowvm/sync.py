@@ -82,9 +82,7 @@ class Scheduler:
         self.current = Task("swapper", 0, daemon=True)
         self.current.glet = greenlet.getcurrent()
 
-    def spawn(
-        self, name: str, main: Callable[[], None], *, daemon: bool = False, vcpu: int | None = None
-    ) -> Task:
+    def spawn(self, name: str, main: Callable[[], None], *, daemon: bool = False, vcpu: int | None = None) -> Task:
         """kthread_run(): a new task, runnable at once unless a daemon (which waits for its first wake-up)."""
         task = Task(name, 100 + len(self.tasks), daemon, vcpu)
         task.glet = greenlet.greenlet(main)

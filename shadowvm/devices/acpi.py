@@ -41,9 +41,7 @@ def _checksum(data: bytes | bytearray) -> int:
 
 def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     """A table with its header and checksum."""
-    header = struct.pack(
-        "<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, _OEM_ID, _OEM_TABLE, 1, _CREATOR, 1
-    )
+    header = struct.pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, _OEM_ID, _OEM_TABLE, 1, _CREATOR, 1)
     table = bytearray(header + body)
     table[_CHECKSUM_AT] = _checksum(table)
     return bytes(table)

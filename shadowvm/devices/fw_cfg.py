@@ -78,9 +78,7 @@ class FwCfg:
         self.add(FW_CFG_INITRD_DATA, data)
 
     def _list_files(self) -> None:
-        entries = [
-            struct.pack(">IHH56s", size, key, 0, name.encode()) for name, key, size in sorted(self._files)
-        ]
+        entries = [struct.pack(">IHH56s", size, key, 0, name.encode()) for name, key, size in sorted(self._files)]
         self.items[FW_CFG_FILE_DIR] = struct.pack(">I", len(entries)) + b"".join(entries)
 
     def port_read(self, port: int, size: int) -> int:

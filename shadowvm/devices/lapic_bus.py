@@ -75,9 +75,7 @@ class LapicBus:
         if not candidates:
             return []
         count = len(self.lapics)
-        best = min(
-            candidates, key=lambda lapic: (lapic.ppr >> 4, (lapic.cpu - self._last_lowest - 1) % count)
-        )
+        best = min(candidates, key=lambda lapic: (lapic.ppr >> 4, (lapic.cpu - self._last_lowest - 1) % count))
         self._last_lowest = best.cpu
         return [best]
 
