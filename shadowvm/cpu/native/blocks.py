@@ -72,34 +72,37 @@ def signed_delta(at):
 
 
 @inline
+def next_row(here, at):
+    """(instruction, address behind its row) for the row at `at`, where the one before was of the instruction `here`.
+
+    The table behind the host code has a row (pc, cc_op, host pc) for each instruction, as signed LEB128 deltas
+    (encode_search in accel/tcg/translate-all.c).
+    """
+    delta, at = signed_delta(at)
+    _op, at = signed_delta(at)
+    _host, at = signed_delta(at)
+    return here + delta, at
+
+
+@inline
 def last_start(tb):
     """Address of the last instruction of block `tb`."""
     count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
     at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
     here = ld64(tb + lay.TB_PC)
     for _ in range(count):
-        delta, at = signed_delta(at)
-        here += delta
-        _op, at = signed_delta(at)
-        _host, at = signed_delta(at)
+        here, at = next_row(here, at)
     return here
 
 
 @inline
 def insn_index(tb, pc):
-    """Which instruction of block `tb` starts at `pc`, or -1.
-
-    The table behind the host code has a row (pc, cc_op, host pc) for each instruction, as signed LEB128 deltas
-    (encode_search in accel/tcg/translate-all.c).
-    """
+    """Which instruction of block `tb` starts at `pc`, or -1."""
     count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
     at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
     here = ld64(tb + lay.TB_PC)
     for i in range(count):
-        delta, at = signed_delta(at)
-        here += delta
-        _op, at = signed_delta(at)
-        _host, at = signed_delta(at)
+        here, at = next_row(here, at)
         if here == pc:
             return i
     return -1

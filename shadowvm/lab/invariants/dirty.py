@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, PAGE_SIZE, Gfn
+from ...addr import PAGE_SHIFT, Gfn, Pfn
 from ...events import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_set_memslot
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.spte import spte_pfn
 from ...mm.gup import host_pte
 from ...phys import ZERO_PAGE
-from ...x86 import PT_PRESENT, PT_WRITABLE
+from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from .frames import slot_checksum
 from .tlb import stale_tlb
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class DirtyRules:
             if gfn not in found and self._checksum(slot, gfn) != checksum:
                 self.sanitizer.fail("I30", f"gfn {gfn:#x} was written", f"the log of slot {slot_id} does not have it")
         if cleared:
-            known.update((gfn, self._checksum(slot, gfn)) for gfn in self._pages(slot))
-            self._check_protected(slot, self._pages(slot))
+            clean = self._pages(slot)
+            known.update((gfn, self._checksum(slot, gfn)) for gfn in clean)
+            self._check_protected(slot, clean)
 
     def _on_clear(self, slot_id: int, gfns: list[Gfn]) -> None:
         slot = self.kvm.memslots.by_id(slot_id)
@@ -86,11 +87,11 @@ class DirtyRules:
         """Of the page, wherever it is, without touching it."""
         pte = host_pte(self.kvm.mm, slot.vpn(gfn))
         if pte & PT_PRESENT:
-            return zlib.crc32(self.host.ram.read_page(self.host.zone.mem_map[pte >> PAGE_SHIFT].pfn))
+            return zlib.crc32(self.host.ram.read_page(Pfn((pte & PT_ADDR_MASK) >> PAGE_SHIFT)))
         if not pte:
             return NO_PAGE
         number, swap = pte >> PAGE_SHIFT, self.host.swap
         page = swap.cache.get(number)
         if page is not None:
             return zlib.crc32(self.host.ram.read_page(page.pfn))
-        return NO_PAGE if swap.zeromap[number] else zlib.crc32(os.pread(swap.fd, PAGE_SIZE, number << PAGE_SHIFT))
+        return slot_checksum(swap, number)

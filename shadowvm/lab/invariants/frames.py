@@ -24,8 +24,15 @@ from .tlb import stale_tlb
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
+    from ...mm.swap import SwapFile
     from .sanitizer import Handler, Sanitizer
     from .shadow import ShadowRules
+
+
+def slot_checksum(swap: SwapFile, slot: int) -> int:
+    """Of what is in a slot of the swap file."""
+    data = ZERO_PAGE if swap.zeromap[slot] else os.pread(swap.fd, PAGE_SIZE, slot << PAGE_SHIFT)
+    return zlib.crc32(data)
 
 
 class FrameRules:
@@ -53,8 +60,7 @@ class FrameRules:
         written = {}
         for slot, count in enumerate(swap.swap_map):
             if count:
-                data = ZERO_PAGE if swap.zeromap[slot] else os.pread(swap.fd, PAGE_SIZE, slot << PAGE_SHIFT)
-                written[slot] = zlib.crc32(data)
+                written[slot] = slot_checksum(swap, slot)
         return written
 
     def handlers(self) -> dict[Tracepoint, Handler]:
