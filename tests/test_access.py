@@ -62,9 +62,7 @@ def test_little_memory_changes_nothing(guest: tuple[str, str], step: int, host_m
     assert checked(guest[0], append, host_memory) == with_plenty(guest[0], append)
 
 
-@pytest.mark.parametrize(
-    "without", ["pku", "smap", "smep", "pdpe1gb", "nx", "pku,-smap,-smep,-pdpe1gb", "la57,-smep"]
-)
+@pytest.mark.parametrize("without", ["pku", "smap", "smep", "pdpe1gb", "nx", "pku,-smap,-smep,-pdpe1gb", "la57,-smep"])
 @pytest.mark.parametrize("guest", [FOUR, PAE])
 def test_a_cpu_that_lacks_a_feature_does_what_the_manual_says(guest: tuple[str, str], without: str) -> None:
     status, output = run(guest[0], f"{guest[1]} step=4001", cpu=f"max,-{without}")
@@ -115,9 +113,7 @@ BROKEN: list[tuple[str, tuple[str, str], int, Edit]] = [
 
 
 @pytest.mark.parametrize(("guest", "step", "edit"), [each[1:] for each in BROKEN], ids=[each[0] for each in BROKEN])
-def test_a_mistake_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, guest: tuple[str, str], step: int, edit: Edit
-) -> None:
+def test_a_mistake_is_noticed(monkeypatch: pytest.MonkeyPatch, guest: tuple[str, str], step: int, edit: Edit) -> None:
     break_functions(monkeypatch, [edit])
     status, output = run(guest[0], f"{guest[1]} step={step}")
     assert status in (1, 33), output

@@ -12,6 +12,7 @@ from tests.guest_run import Result, config_for, run_checked
 LIMIT = 50_000_000
 """Four times what the longest takes: a CPU that goes wrong may fault for ever."""
 
+
 def passed(result: Result, guest: str) -> bytes:
     """The output of a run that the guest and the sanitizer are content with."""
     assert result.law is None, result.report

@@ -95,9 +95,7 @@ ONE_THREAD = "tcg,thread=single"
 """With a thread for each CPU QEMU 7.2 may execute a translation from before another CPU's store to the code."""
 
 
-def qemu(
-    *arguments: str | Path, memory: str = "64M", cwd: Path | None = None, accel: str = "tcg"
-) -> tuple[int, bytes]:
+def qemu(*arguments: str | Path, memory: str = "64M", cwd: Path | None = None, accel: str = "tcg") -> tuple[int, bytes]:
     """Exit value and output of a boot; skips where QEMU is missing."""
     if shutil.which(QEMU) is None:
         pytest.skip(f"{QEMU} is not installed")

@@ -12,7 +12,6 @@ RF, IOPL3 = 1 << 16, 3 << 12
 FAR = "mov rdi,0x800000000100\n"
 
 
-
 @pytest.fixture(params=[True, False], ids=["counting", "plain"])
 def machine(request: pytest.FixtureRequest) -> Machine:
     return Machine(counting=request.param)

@@ -47,8 +47,4 @@ class Apics:
 
     def who_got(self, vector):
         """CPUs that have the vector pending; it is taken from them."""
-        return [
-            lapic.cpu
-            for lapic in self.bus.lapics
-            if lapic.pending_vector() == vector and self.take(lapic.cpu)
-        ]
+        return [lapic.cpu for lapic in self.bus.lapics if lapic.pending_vector() == vector and self.take(lapic.cpu)]

@@ -34,9 +34,7 @@ def test_one_shot_expires_once_after_its_count(apics):
     assert apics.take() is None
 
 
-@pytest.mark.parametrize(
-    ("divide", "divider"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)]
-)
+@pytest.mark.parametrize(("divide", "divider"), [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)])
 def test_the_divider(apics, divide, divider):
     apics[0].write(TDCR, divide)
     apics[0].write(TMICT, 100)
@@ -170,9 +168,7 @@ def test_state_round_trip(bits):
     timers = []
     for _ in range(2):
         clock, fired = FakeClock(), []
-        timers.append(
-            (clock, LapicTimer(clock, lambda clock=clock, fired=fired: fired.append(clock.now())), fired)
-        )
+        timers.append((clock, LapicTimer(clock, lambda clock=clock, fired=fired: fired.append(clock.now())), fired))
     (clock, timer, fired), (other_clock, other, other_fired) = timers
     timer.set_mode(bits >> 17)
     timer.set_initial(700)

@@ -47,9 +47,7 @@ def test_registers_in_bcd_and_binary():
     assert [read_time(when, each, BINARY) for each in TIME_REGISTERS] == [58, 59, 23, 5, 31, 12, 26, 20]
 
 
-@pytest.mark.parametrize(
-    ("hour", "register"), [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)]
-)
+@pytest.mark.parametrize(("hour", "register"), [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)])
 def test_twelve_hour_clocks(hour, register):
     layout = RtcFormat(binary=False, hours_24=False)
     assert layout.encode_hour(hour) == register
