@@ -12,6 +12,7 @@ from math import prod
 
 from .addr import PAGE_SIZE
 from .errors import ConfigError
+from .params import DEFAULT_PARAMS, KvmParams
 
 MIB = 1 << 20
 MIN_HOST_MEMORY = 2 * MIB
@@ -22,6 +23,7 @@ MAX_VCPUS = 16
 DEFAULT_QUANTUM = 10_000
 MAX_QUANTUM = 1_000_000_000
 MIN_GUEST_MEMORY = 1 * MIB
+MMUS = ("shadow", "tdp")
 MAX_GUEST_MEMORY = 512 << 30
 
 _SMP_KEYS = ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads")
@@ -80,7 +82,7 @@ class MachineConfig:
     directory. seed: 0 is the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs
     together, 0 for no limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and
     features, as QEMU's flag. serial_input: file whose bytes COM1 receives. smp: CPUs. quantum: shortest and longest
-    turn of a CPU in instructions; lengths between are drawn with `seed`.
+    turn of a CPU in instructions; lengths between are drawn with `seed`. mmu: one of MMUS. kvm_params: KVM's knobs.
     """
 
     image: str | None
@@ -100,6 +102,8 @@ class MachineConfig:
     serial_input: str | None = None
     smp: int = 1
     quantum: tuple[int, int] = (DEFAULT_QUANTUM, DEFAULT_QUANTUM)
+    mmu: str = "shadow"
+    kvm_params: KvmParams = DEFAULT_PARAMS
 
     @property
     def min_host_memory(self) -> int:
@@ -116,6 +120,8 @@ class MachineConfig:
         if not MIN_GUEST_MEMORY <= self.memory <= MAX_GUEST_MEMORY or self.memory % PAGE_SIZE:
             limits = f"{format_size(MIN_GUEST_MEMORY)} to {format_size(MAX_GUEST_MEMORY)}, in whole pages"
             raise ConfigError(f"-m: {format_size(self.memory)} of guest memory is out of range ({limits})")
+        if self.mmu not in MMUS:
+            raise ConfigError(f"--mmu: '{self.mmu}' is none of {', '.join(MMUS)}")
         if not 1 <= self.smp <= MAX_VCPUS:
             raise ConfigError(f"-smp: {self.smp} CPUs are out of range (1 to {MAX_VCPUS})")
         if self.host_memory < self.min_host_memory:

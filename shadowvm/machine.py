@@ -98,7 +98,7 @@ class Machine:
             self.host = Host(self.ram, self.swap, self.sched)
             self.mm = MmStruct(self.host, "qemu")
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
-            self.kvm = Kvm(self.mm, cpu_model, turns)
+            self.kvm = Kvm(self.mm, cpu_model, turns, config.kvm_params, tdp_enabled=config.mmu == "tdp")
             for slot_id, memory in enumerate(layout):
                 base, size = Gpa(memory.base << PAGE_SHIFT), memory.npages << PAGE_SHIFT
                 self.kvm.set_user_memory_region(slot_id, base, size, mmap(self.mm, size))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import MachineConfig, parse_quantum, parse_size, parse_smp
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
+from ..params import parse_kvm_params
 from .interrupt import interruptible
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ _FLAGS = (
     ("-bios", "FILE", None, "firmware to start from the reset vector; shadowvm-fw.bin is bundled"),
     ("-kernel", "FILE", None, "the image, instead of GUEST"),
     ("--load-address", "GPA", None, "load an image without headers there, and enter it in long mode"),
+    ("--mmu", "MMU", "shadow", "shadow: shadow page tables; tdp: two-dimensional paging"),
     ("--serial-input", "FILE", None, "bytes for COM1, which the guest receives as fast as it reads them"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
@@ -53,6 +55,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
     parser.add_argument("--check", action="store_true", help="verify the MMU's invariants at every transition")
     parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
+    parser.add_argument("--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU")
     parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
     parser.set_defaults(main=main)
 
@@ -105,6 +108,8 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         timeout_instructions=args.timeout_instructions,
         icount=args.icount == "on",
         smp=parse_smp(args.smp),
+        mmu=args.mmu,
+        kvm_params=parse_kvm_params(args.kvm_param),
         **({} if args.quantum is None else {"quantum": parse_quantum(args.quantum)}),
     )
     config.validate()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ..addr import Gfn, Gpa, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
 from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
+from ..params import DEFAULT_PARAMS, KvmParams
 from ..sync import Lock, LockRank
 from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
@@ -43,6 +44,7 @@ class Kvm:
     shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
     a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
+    params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
     one.
     """
@@ -68,18 +70,30 @@ class Kvm:
         "n_max_mmu_pages",
         "notifier",
         "page_hash",
+        "params",
         "paused",
         "q",
         "slots_lock",
         "sp_by_pfn",
         "srcu_waiters",
         "stat",
+        "tdp_enabled",
         "turns",
         "vcpus",
     )
 
-    def __init__(self, mm: MmStruct, cpu_model: CpuModel, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        mm: MmStruct,
+        cpu_model: CpuModel,
+        turns: Turns | None = None,
+        params: KvmParams = DEFAULT_PARAMS,
+        *,
+        tdp_enabled: bool = False,
+    ) -> None:
         self.mm = mm
+        self.params = params
+        self.tdp_enabled = tdp_enabled
         self.cpu_model = cpu_model
         self.turns = turns or Turns()
         self.manual_dirty_log_protect = ManualProtect.OFF
