@@ -17,7 +17,8 @@ from ..events import kvm_set_memslot
 from .dirty import kvm_alloc_dirty_bitmap, kvm_mmu_slot_apply_flags
 from .memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEMSLOT_INVALID, MemSlot
 from .mmu.paging_mode import MAXPHYADDR
-from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_zap_all
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR
+from .mmu.zap_all import kvm_mmu_zap_all_fast
 
 if TYPE_CHECKING:
     from .vm import Kvm
@@ -115,9 +116,7 @@ def _invalidate_memslot(kvm: Kvm, old: MemSlot) -> MemSlot:
     invalid = MemSlot(old.id, old.base_gfn, old.npages, old.userspace_addr, old.flags | KVM_MEMSLOT_INVALID)
     invalid.share_arch(old)
     _swap_active_memslots(kvm, old, invalid)
-    kvm.mmu_lock.acquire()
-    kvm_mmu_zap_all(kvm)
-    kvm.mmu_lock.release()
+    kvm_mmu_zap_all_fast(kvm)
     return invalid
 
 

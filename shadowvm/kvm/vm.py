@@ -17,7 +17,8 @@ from ..sync import Lock, LockRank
 from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
 from .memslot import MemSlots
-from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage, kvm_mmu_zap_all
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage
+from .mmu.zap_all import kvm_mmu_zap_all
 from .notifier import KvmMmuNotifier
 from .stats import VmStat
 from .turns import Turns
@@ -41,8 +42,8 @@ class Kvm:
 
     mmu_invalidate_seq: bumped when an invalidation ends. mmu_invalidate_in_progress: how many are open.
     mmu_invalidate_range_start/_end: gfns, the union of the open ones. link_generation: bumped when a link between
-    shadow pages is cut. loaded: the vCPU that executes, or did so last. elsewhere: what the others have retired.
-    a20_closed: address bit 20 is 0, whatever the CPUs say.
+    shadow pages is cut. mmu_valid_gen: 0 or 1, of the shadow pages in use. loaded: the vCPU that executes, or did so
+    last. elsewhere: what the others have retired. a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
     params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
@@ -65,6 +66,7 @@ class Kvm:
         "mmu_invalidate_range_start",
         "mmu_invalidate_seq",
         "mmu_lock",
+        "mmu_valid_gen",
         "mn_active_invalidate_count",
         "mn_memslots_update_waiters",
         "n_max_mmu_pages",
@@ -106,6 +108,7 @@ class Kvm:
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
         self.mmu_lock = Lock(mm.host.sched, "mmu_lock", LockRank.MMU_LOCK)
+        self.mmu_valid_gen = 0
         self.mmu_invalidate_seq = 0
         self.mmu_invalidate_in_progress = 0
         self.mmu_invalidate_range_start = Gfn(0)

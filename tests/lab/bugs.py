@@ -286,7 +286,7 @@ MMU_BUGS = [
     Bug(
         "zapped root kept",
         "I18",
-        [(root.free_obsolete_roots, "any(root.invalid for root in vcpu.roots)", "False")],
+        [(root.free_obsolete_roots, "any(is_obsolete_root(vcpu.kvm, root) for root in vcpu.roots)", "False")],
         ROOT_ZAPPED,
     ),
     Bug(

@@ -209,7 +209,11 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
 def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
     """Under mmu_lock: whether the frame may have been taken away, or the root, since the fault began."""
     kvm = vcpu.kvm
-    if vcpu.root is None or vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+    root = vcpu.root
+    if root is None or vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+        return True
+    page = root.pages[0]
+    if page is not None and page.mmu_valid_gen != kvm.mmu_valid_gen:
         return True
     return mmu_invalidate_retry_gfn(kvm, fault.mmu_seq, fault.gfn)
 

@@ -18,6 +18,7 @@ from .paging_mode import TRAITS, PagingMode
 from .role import pack_role
 from .shadow import (
     KvmMmuPage,
+    is_obsolete_sp,
     kvm_mmu_free_shadow_page,
     kvm_mmu_get_shadow_page,
     make_mmu_pages_available,
@@ -27,6 +28,7 @@ from .spte import RetPf, make_nonleaf_spte
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
+    from ..vm import Kvm
 
 PAE_ROOT_LEVEL = 3
 
@@ -49,7 +51,7 @@ class Root:
 
     @property
     def invalid(self) -> bool:
-        """One of its pages was zapped: the vCPU must load again."""
+        """One of its pages was zapped, so it has nothing to walk any more."""
         return any(page is not None and page.invalid for page in self.pages)
 
 
@@ -148,9 +150,14 @@ def kvm_mmu_free_roots(vcpu: Vcpu) -> None:
         vcpu.kvm.mmu_lock.release()
 
 
+def is_obsolete_root(kvm: Kvm, root: Root) -> bool:
+    """One of its pages was zapped or is going to be: the vCPU must load again."""
+    return any(page is not None and is_obsolete_sp(kvm, page) for page in root.pages)
+
+
 def free_obsolete_roots(vcpu: Vcpu) -> None:
-    """kvm_mmu_free_obsolete_roots(): drop all if one was zapped; the others are found again in the hash."""
-    if any(root.invalid for root in vcpu.roots):
+    """kvm_mmu_free_obsolete_roots(): drop all if one is obsolete; the others are found again in the hash."""
+    if any(is_obsolete_root(vcpu.kvm, root) for root in vcpu.roots):
         kvm_mmu_free_roots(vcpu)
 
 

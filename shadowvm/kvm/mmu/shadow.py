@@ -37,6 +37,7 @@ class KvmMmuPage:
 
     q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of a leaf table that
     is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
+    mmu_valid_gen: the VM's when it was made; see zap_all.py.
     """
 
     __slots__ = (
@@ -46,6 +47,7 @@ class KvmMmuPage:
         "gfns",
         "invalid",
         "level",
+        "mmu_valid_gen",
         "page",
         "parent_ptes",
         "pfn",
@@ -56,7 +58,7 @@ class KvmMmuPage:
         "write_flooding_count",
     )
 
-    def __init__(self, page: Page, gfn: Gfn, role: int) -> None:
+    def __init__(self, page: Page, gfn: Gfn, role: int, mmu_valid_gen: int) -> None:
         fields = unpack_role(role)
         self.page = page
         self.pfn: Pfn = page.pfn
@@ -71,6 +73,7 @@ class KvmMmuPage:
         self.pkey = fields.pkey
         self.parent_ptes: dict[int, None] = {}
         self.root_count = 0
+        self.mmu_valid_gen = mmu_valid_gen
         self.write_flooding_count = 0
         self.invalid = False
 
@@ -97,15 +100,20 @@ def kvm_mmu_get_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> tuple[KvmMmuPage
     """The shadow page of (gfn, role), and whether it was made just now."""
     kvm = vcpu.kvm
     for sp in kvm.page_hash.get(gfn, ()):
-        if sp.role == role and not sp.invalid:
+        if sp.role == role and not is_obsolete_sp(kvm, sp):
             created = False
             break
     else:
         sp = _alloc_shadow_page(vcpu, gfn, role)
         created = True
     if events.kvm_mmu_get_page.on:
-        events.kvm_mmu_get_page(0, gfn, role_text(role), sp.root_count, False, created)
+        events.kvm_mmu_get_page(sp.mmu_valid_gen, gfn, role_text(role), sp.root_count, False, created)
     return sp, created
+
+
+def is_obsolete_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
+    """Whether a page was zapped, or is going to be by kvm_mmu_zap_all_fast(): it is not to be used any more."""
+    return sp.invalid or sp.mmu_valid_gen != kvm.mmu_valid_gen
 
 
 def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
@@ -113,7 +121,7 @@ def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
     kvm.stat.mmu_cache_miss += 1
     page = vcpu.mmu_shadow_page_cache.pop()
     kvm.mm.host.ram.zero_page(page.pfn)
-    sp = KvmMmuPage(page, gfn, role)
+    sp = KvmMmuPage(page, gfn, role, kvm.mmu_valid_gen)
     page.private = sp
     kvm.mm.host.vmstat.nr_sec_page_table_pages += 1
     kvm.sp_by_pfn[sp.pfn] = sp
@@ -154,7 +162,7 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     A root in use stays allocated, marked invalid, until every vCPU has dropped it. Returns whether it was listed.
     """
     if events.kvm_mmu_prepare_zap_page.on:
-        events.kvm_mmu_prepare_zap_page(0, sp.gfn, role_text(sp.role), sp.root_count, False)
+        events.kvm_mmu_prepare_zap_page(sp.mmu_valid_gen, sp.gfn, role_text(sp.role), sp.root_count, False)
     if sp.invalid:
         return False
     kvm.stat.mmu_shadow_zapped += 1
@@ -232,11 +240,3 @@ def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
     kvm.stat.mmu_recycled += len(invalid_list)
     kvm_mmu_commit_zap_page(kvm, invalid_list)
     return len(victims)
-
-
-def kvm_mmu_zap_all(kvm: Kvm) -> None:
-    """Zap every shadow page (kvm_arch_flush_shadow_all)."""
-    invalid_list: list[KvmMmuPage] = []
-    for sp in list(kvm.active_mmu_pages.values()):
-        kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
-    kvm_mmu_commit_zap_page(kvm, invalid_list)

@@ -55,6 +55,7 @@ LAWS = {
     "I24": "legal (host-writable, mmu-writable, W) are 111, 110, 100, 000",
     "I25": "no writable spte exists for a gfn that is shadowed",
     "I30": "a page that was written since its dirty bit was cleared is in the next harvest",
+    "I34": "nothing that belongs to a deleted or moved slot is left, or comes back",
     "I35": "shadow pages and leaves are as many as the counters and lists say",
     "FRAME": "a frame is handed out once and freed once",
     "POISON": "nobody writes a free frame",

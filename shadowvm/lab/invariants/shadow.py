@@ -228,6 +228,8 @@ class ShadowRules:
             self.fail("I22", f"{where} grants {child.access:#x}", f"the guest allows {allowed:#x}")
 
     def _on_get_page(self, gen: int, gfn: Gfn, role: str, root_count: int, unsync: int, created: bool) -> None:
+        if gen != self.kvm.mmu_valid_gen:
+            self.fail("I34", f"a shadow page of gfn {gfn:#x} and generation {gen} is used", "that is being zapped")
         if created:
             self._new_pages.append(gfn)
 

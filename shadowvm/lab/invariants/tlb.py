@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...addr import Pfn
 from ...cpu.mailbox import EPOCH, NO_WINDOW, WINDOW1_VA, WINDOW_VA
 from ...events import kvm_entry, kvm_flush_remote_tlbs, lock_release, spte_change
+from ...kvm.mmu.root import is_obsolete_root
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...kvm.vm import KVM_REQ_TLB_FLUSH
 
@@ -67,7 +68,7 @@ class TlbRules:
         epoch = box[EPOCH]
         if wanted is not None and epoch <= wanted:
             self.sanitizer.fail("I16", f"vcpu {vcpu_id} enters the guest with TLB epoch {epoch}", "a flush is owed")
-        if any(root.invalid for root in vcpu.roots):
+        if any(is_obsolete_root(self.kvm, root) for root in vcpu.roots):
             self.sanitizer.fail("I18", f"vcpu {vcpu_id} enters the guest", "one of its roots was zapped")
         if box[WINDOW_VA] != NO_WINDOW or box[WINDOW1_VA] != NO_WINDOW:
             self.sanitizer.fail("I25", f"vcpu {vcpu_id} enters the guest", "a page table is open for an emulated store")
