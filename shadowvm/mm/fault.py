@@ -46,13 +46,18 @@ class VmFault(IntFlag):
     SIGBUS = 2
     MAJOR = 4
     SIGSEGV = 0x40
+    RETRY = 0x400
+    """It takes I/O, and the caller does not wait."""
 
 
-NONE, OOM, MAJOR = VmFault.NONE, VmFault.OOM, VmFault.MAJOR
+NONE, OOM, MAJOR, RETRY = VmFault.NONE, VmFault.OOM, VmFault.MAJOR, VmFault.RETRY
 
 
-def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool) -> VmFault:
-    """Make one access possible: NONE, MAJOR (it took I/O) or OOM. May sleep; raises SwapIOError."""
+def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool, nowait: bool = False) -> VmFault:
+    """Make one access possible: NONE, MAJOR (it took I/O) or OOM. May sleep; raises SwapIOError.
+
+    With nowait (FAULT_FLAG_RETRY_NOWAIT) I/O is started but not waited for: RETRY, and a later call finds the page.
+    """
     if trace_handle_mm_fault.on:
         trace_handle_mm_fault(hva, write)
     mm.host.vmstat.pgfault += 1
@@ -65,7 +70,7 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool) -> VmFault:
     if not pte:
         return _do_anonymous_page(mm, vma, vpn, index, write)
     if not pte & PT_PRESENT:
-        return _do_swap_page(mm, vma, vpn, index, pte, write)
+        return _do_swap_page(mm, vma, vpn, index, pte, write, nowait)
     if write and not pte & PT_WRITABLE:
         return _do_wp_page(mm, vma, vpn, index, pte)
     # Somebody else was faster. Whoever accesses it now sets A and D itself.
@@ -164,7 +169,9 @@ def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, pte: int, old: P
     return NONE
 
 
-def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool) -> VmFault:
+def _do_swap_page(
+    mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool, nowait: bool
+) -> VmFault:
     """Bring a page back: from the swap cache, or from the file with read-ahead."""
     host = mm.host
     swap = host.swap
@@ -184,6 +191,9 @@ def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, writ
         fault = MAJOR
         host.vmstat.pgmajfault += 1
     if page.locked:
+        if nowait:
+            put_page(host, page)
+            return RETRY
         folio_lock(host, page)
     page.locked = True
     mm.page_table_lock.acquire()

@@ -56,26 +56,29 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
     return page
 
 
-def get_user_page(mm: MmStruct, vpn: Vpn, write: bool) -> Page | VmFault:
-    """The page with a reference, faulted in as needed; a VmFault (SIGSEGV, OOM) if that is not possible. May sleep."""
+def get_user_page(mm: MmStruct, vpn: Vpn, write: bool, nowait: bool = False) -> Page | VmFault:
+    """The page with a reference, faulted in as needed; a VmFault (SIGSEGV, OOM) if that is not possible. May sleep.
+
+    With nowait (FOLL_NOWAIT) it does not wait for I/O: RETRY when that has been started or goes on already.
+    """
     page = get_user_page_fast(mm, vpn, write)
     while page is None:
-        fault = fixup_user_fault(mm, Hva(vpn << PAGE_SHIFT), write)
+        fault = fixup_user_fault(mm, Hva(vpn << PAGE_SHIFT), write, nowait)
         if fault is not NONE and fault is not MAJOR:
             return fault
         page = get_user_page_fast(mm, vpn, write)
     return page
 
 
-def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool) -> VmFault:
-    """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM."""
+def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool, nowait: bool = False) -> VmFault:
+    """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM, or with nowait RETRY."""
     lock = mm.mmap_lock
     lock.acquire_read()
     try:
         vma = find_vma(mm, hva)
         if vma is None or (write and not vma.flags & VM_WRITE):
             return VmFault.SIGSEGV
-        return handle_mm_fault(mm, vma, hva, write)
+        return handle_mm_fault(mm, vma, hva, write, nowait)
     finally:
         lock.release_read()
 

@@ -20,11 +20,16 @@ if TYPE_CHECKING:
     from ..phys import Ram
     from ..sync import Scheduler, Task
     from .mm_struct import MmStruct
+    from .page_io import SwapReads
     from .swap import SwapFile
 
 
 class Host:
-    """A node. `memalloc` holds the tasks that free memory and may use the reserve to do so (PF_MEMALLOC)."""
+    """A node.
+
+    memalloc: tasks that free memory and may use the reserve to do so (PF_MEMALLOC). swap_reads: a swap device that
+    takes time; None for one that takes none.
+    """
 
     __slots__ = (
         "folio_waiters",
@@ -37,6 +42,7 @@ class Host:
         "ram",
         "sched",
         "swap",
+        "swap_reads",
         "vmstat",
         "zone",
     )
@@ -44,6 +50,7 @@ class Host:
     def __init__(self, ram: Ram, swap: SwapFile, sched: Scheduler) -> None:
         self.ram = ram
         self.swap = swap
+        self.swap_reads: SwapReads | None = None
         self.sched = sched
         self.zone = Zone(ram)
         self.lruvec = Lruvec()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import SwapIOError
 from .filemap import folio_trylock, folio_unlock
-from .lru import lru_add
 from .page_alloc import Page, put_page
+from .page_io import swap_read_submitted
 from .swap import SWAP_MAP_MAX, swap_read_pages
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def free_swap_and_cache(host: Host, slot: int) -> None:
 def swapin_readahead(host: Host, slot: int) -> Page | None:
     """Read `slot`, and neighbours that are worth it, into the swap cache. None: out of memory.
 
-    The page returned has a reference for the caller. It may not be in the cache under `slot` any more, or never
+    The page returned has a reference for the caller, and is locked while the read goes on. It may not be in the cache under `slot` any more, or never
     have been, if the slot was freed while the allocation slept: the caller looks at its pte again. May sleep.
     Raises SwapIOError; the page is then out of the cache again.
     """
@@ -157,17 +157,13 @@ def _swapin_nr_pages(host: Host, slot: int) -> int:
 
 
 def _read_batch(host: Host, batch: list[Page]) -> None:
-    """Read locked swap cache pages and put them on the LRU."""
-    swap, lruvec = host.swap, host.lruvec
+    """Read locked swap cache pages. They are unlocked, and on the LRU, when the read is complete."""
     try:
         swap_read_pages(host, batch)
     except SwapIOError:
         for page in batch:
-            swap.cache_del(page)
+            host.swap.cache_del(page)
             folio_unlock(host, page)
             put_page(host, page)
         raise
-    for page in batch:
-        page.swapbacked = True
-        lru_add(lruvec, page)
-        folio_unlock(host, page)
+    swap_read_submitted(host, batch)
