@@ -27,6 +27,7 @@ MMUS = ("shadow", "tdp")
 MAX_GUEST_MEMORY = 512 << 30
 
 _SMP_KEYS = ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads")
+_NS = {"ns": 1, "us": 1000, "ms": 1_000_000}
 _UNITS = {"": MIB, "K": 1 << 10, "M": MIB, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -64,6 +65,15 @@ def parse_quantum(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_time(text: str, what: str) -> int:
+    """Nanoseconds of a time such as `50us`, below one second; ConfigError names `what` it was given for."""
+    match = re.fullmatch(r"([0-9]{1,9})(ns|us|ms)?", text, re.ASCII)
+    ns = int(match[1]) * _NS[match[2] or "ns"] if match is not None else -1
+    if not 0 <= ns < 1_000_000_000:
+        raise ConfigError(f"{what}: '{text}' is no time below a second (use a number and ns, us or ms)")
+    return ns
+
+
 def format_size(size: int) -> str:
     """A size in the largest unit that divides it."""
     for unit in "TGMK":
@@ -79,10 +89,11 @@ class MachineConfig:
     image: path of an ELF64 or a Multiboot kernel; None with bios alone. initrd: its modules, as QEMU's flag. bios: path
     of a firmware, which then starts from the reset vector. load_address: gpa of an image without headers. swap: bytes,
     0 for none; None for as much as the guest has. swap_file: file to create, or directory; None for the temporary
-    directory. seed: 0 is the fixed order of tasks, others preempt at random points. timeout_instructions: of all CPUs
-    together, 0 for no limit. icount: count instructions, which virtual time and several CPUs need. cpu: model and
-    features, as QEMU's flag. serial_input: file whose bytes COM1 receives. smp: CPUs. quantum: shortest and longest
-    turn of a CPU in instructions; lengths between are drawn with `seed`. mmu: one of MMUS. kvm_params: KVM's knobs.
+    directory. swap_latency: virtual time in ns that a read from swap takes. seed: 0 is the fixed order of tasks, others
+    preempt at random points. timeout_instructions: of all CPUs together, 0 for no limit. icount: count instructions,
+    which virtual time and several CPUs need. cpu: model and features, as QEMU's flag. serial_input: file whose bytes
+    COM1 receives. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between are drawn
+    with `seed`. mmu: one of MMUS. kvm_params: KVM's knobs.
     """
 
     image: str | None
@@ -91,6 +102,7 @@ class MachineConfig:
     host_memory: int = 16 * MIB
     swap: int | None = None
     swap_file: str | None = None
+    swap_latency: int = 0
     append: str = ""
     initrd: str = ""
     bios: str | None = None
@@ -138,6 +150,8 @@ class MachineConfig:
             raise ConfigError(f"--swap: {format_size(self.swap_size)} is not a whole number of pages")
         if self.timeout_instructions and not self.icount:
             raise ConfigError("--timeout-instructions needs instruction counting: drop -icount off")
+        if self.swap_latency and not self.icount:
+            raise ConfigError("--swap-latency passes in instructions: drop -icount off")
         if self.smp > 1 and not self.icount:
             raise ConfigError("-smp: several CPUs take turns by instructions: drop -icount off")
         if not 1 <= self.quantum[0] <= self.quantum[1] <= MAX_QUANTUM:

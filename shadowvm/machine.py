@@ -41,6 +41,7 @@ from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
 from .mm.mm_struct import MmStruct, exit_mmap, mmap, mprotect
+from .mm.page_io import SwapReads
 from .mm.swap import SwapFile
 from .mm.uaccess import copy_from_user, copy_to_user
 from .phys import Ram
@@ -115,6 +116,8 @@ class Machine:
             for segment in image.segments:
                 self.write_guest(segment.gpa, segment.data)
             self.sched.idle = self._idle
+            if config.swap_latency:
+                self.host.swap_reads = SwapReads(self.host, self._after_swap_latency)
             undo.pop_all()
 
     def _add_rom(self, rom: Segment) -> None:
@@ -271,6 +274,8 @@ class Machine:
             self._schedule()
         except SwapIOError as error:
             return Outcome(Reason.SWAP_ERROR, 126, str(error))
+        if self.host.swap_reads is not None:
+            self.host.swap_reads.finish()
         return self._outcome(results[0])
 
     def _vcpu_thread(self, vcpu: Vcpu, results: list[KvmRun]) -> None:
@@ -290,6 +295,9 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.wake_up()
         return bool(self.sched.runnable)
+
+    def _after_swap_latency(self, done: Callable[[], None]) -> None:
+        self.pc.clock.at(self.pc.clock.now() + self.config.swap_latency, done)
 
     def _schedule(self, *, drain: bool = False) -> None:
         """Run every task; what a task raises comes out here and leaves the host as it is."""
@@ -322,6 +330,7 @@ class Machine:
         """
         try:
             if self._orderly:
+                self.host.swap_reads = None
                 self.sched.spawn("exit", self._destroy)
                 self._schedule(drain=True)
         finally:

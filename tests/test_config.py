@@ -15,6 +15,7 @@ from shadowvm.config import (
     parse_quantum,
     parse_size,
     parse_smp,
+    parse_time,
 )
 from shadowvm.errors import ConfigError
 
@@ -60,6 +61,7 @@ def test_a_size_survives_formatting_if_it_is_whole_kilobytes(size: int) -> None:
         {"swap": 4097},
         {"swap": MAX_GUEST_MEMORY + 4096},
         {"timeout_instructions": 1, "icount": False},
+        {"swap_latency": 1, "icount": False},
     ],
     ids=str,
 )
@@ -110,3 +112,14 @@ def test_a_quantum_is_a_number_or_a_range(text: str, quantum: tuple[int, int]) -
 def test_what_is_no_quantum_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--quantum: "):
         parse_quantum(text)
+
+
+@pytest.mark.parametrize(("text", "ns"), [("0", 0), ("7", 7), ("7ns", 7), ("50us", 50_000), ("2ms", 2_000_000)])
+def test_a_time_has_a_unit(text: str, ns: int) -> None:
+    assert parse_time(text, "--swap-latency") == ns
+
+
+@pytest.mark.parametrize("text", ["", "us", "-1", "1.5us", "1s", "1 us", "1000ms", "999999999us"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--swap-latency: "):
+        parse_time(text, "--swap-latency")

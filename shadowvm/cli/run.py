@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..config import MachineConfig, parse_quantum, parse_size, parse_smp
+from ..config import MachineConfig, parse_quantum, parse_size, parse_smp, parse_time
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 from ..params import parse_kvm_params
@@ -31,6 +31,7 @@ _FLAGS = (
     ("--host-memory", "SIZE", "16M", "memory of the simulated host"),
     ("--swap", "SIZE", None, "size of the swap file, 0 for none (default: as much as -m)"),
     ("--swap-file", "PATH", None, "swap file to create, or a directory for it"),
+    ("--swap-latency", "TIME", "0", "virtual time that a read from swap takes, such as 50us"),
     ("-smp", "N", "1", "CPUs, 1 to 16"),
     ("--quantum", "N", None, "instructions that a CPU runs before the next one does; MIN-MAX: random, by --seed"),
     ("-append", "STR", "", "the guest's command line"),
@@ -98,6 +99,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         host_memory=parse_size(args.host_memory, "--host-memory"),
         swap=None if args.swap is None else parse_size(args.swap, "--swap"),
         swap_file=args.swap_file,
+        swap_latency=parse_time(args.swap_latency, "--swap-latency"),
         append=args.append,
         initrd=args.initrd,
         bios=args.bios,
@@ -203,6 +205,7 @@ def _results(machine: Machine, seconds: float) -> dict[str, Any]:
         "guest": machine.config.name,
         "outcome": {},
         "instructions": machine.instructions,
+        "virtual_ns": machine.pc.clock.now(),
         "wall_s": round(seconds, 6),
         "seed": machine.config.seed,
         "output_sha256": machine.output_sha256,

@@ -169,9 +169,7 @@ def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, pte: int, old: P
     return NONE
 
 
-def _do_swap_page(
-    mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool, nowait: bool
-) -> VmFault:
+def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool, nowait: bool) -> VmFault:
     """Bring a page back: from the swap cache, or from the file with read-ahead."""
     host = mm.host
     swap = host.swap

@@ -89,9 +89,9 @@ def free_swap_and_cache(host: Host, slot: int) -> None:
 def swapin_readahead(host: Host, slot: int) -> Page | None:
     """Read `slot`, and neighbours that are worth it, into the swap cache. None: out of memory.
 
-    The page returned has a reference for the caller, and is locked while the read goes on. It may not be in the cache under `slot` any more, or never
-    have been, if the slot was freed while the allocation slept: the caller looks at its pte again. May sleep.
-    Raises SwapIOError; the page is then out of the cache again.
+    The page returned has a reference for the caller, and is locked while the read goes on. It may not be in the cache
+    under `slot` any more, or never have been, if the slot was freed while the allocation slept: the caller looks at its
+    pte again. May sleep. Raises SwapIOError; the page is then out of the cache again.
     """
     page = host.alloc_page()
     if page is None:

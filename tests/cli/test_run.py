@@ -101,6 +101,8 @@ def test_bytes_of_any_value_reach_stdout(capfd: Capture, tmp_path: Path) -> None
         (["hello", "--host-memory", "900000T"], ["--host-memory"]),
         (["hello", "--swap", "5K"], ["--swap"]),
         (["hello", "--swap", "many"], ["--swap", "many"]),
+        (["hello", "--swap-latency", "1h"], ["--swap-latency", "1h"]),
+        (["hello", "--swap-latency", "1us", "-icount", "off"], ["--swap-latency", "-icount"]),
         (["hello", "--swap", "100T"], ["--swap"]),
         (["hello", "--swap-file", "/dev/full"], ["/dev/full"]),
         (["hello", "--swap-file", "/nosuch/directory"], ["/nosuch/directory"]),
