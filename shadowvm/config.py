@@ -24,6 +24,7 @@ DEFAULT_QUANTUM = 10_000
 MAX_QUANTUM = 1_000_000_000
 MIN_GUEST_MEMORY = 1 * MIB
 MMUS = ("shadow", "tdp")
+THP = ("never", "madvise", "always")
 MAX_GUEST_MEMORY = 512 << 30
 
 _SMP_KEYS = ("cpus", "maxcpus", "sockets", "dies", "clusters", "cores", "threads")
@@ -93,7 +94,8 @@ class MachineConfig:
     preempt at random points. timeout_instructions: of all CPUs together, 0 for no limit. icount: count instructions,
     which virtual time and several CPUs need. cpu: model and features, as QEMU's flag. serial_input: file whose bytes
     COM1 receives. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between are drawn
-    with `seed`. mmu: one of MMUS. kvm_params: KVM's knobs.
+    with `seed`. mmu: one of MMUS. kvm_params: KVM's knobs. thp: one of THP, where the host uses huge pages; the VMM
+    asks for them.
     """
 
     image: str | None
@@ -116,6 +118,7 @@ class MachineConfig:
     quantum: tuple[int, int] = (DEFAULT_QUANTUM, DEFAULT_QUANTUM)
     mmu: str = "shadow"
     kvm_params: KvmParams = DEFAULT_PARAMS
+    thp: str = "never"
 
     @property
     def min_host_memory(self) -> int:
@@ -134,6 +137,8 @@ class MachineConfig:
             raise ConfigError(f"-m: {format_size(self.memory)} of guest memory is out of range ({limits})")
         if self.mmu not in MMUS:
             raise ConfigError(f"--mmu: '{self.mmu}' is none of {', '.join(MMUS)}")
+        if self.thp not in THP:
+            raise ConfigError(f"--thp: '{self.thp}' is none of {', '.join(THP)}")
         if not 1 <= self.smp <= MAX_VCPUS:
             raise ConfigError(f"-smp: {self.smp} CPUs are out of range (1 to {MAX_VCPUS})")
         if self.host_memory < self.min_host_memory:

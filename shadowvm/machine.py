@@ -40,7 +40,8 @@ from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
 from .kvm.vm import Kvm
 from .mm.host import Host
-from .mm.mm_struct import MmStruct, exit_mmap, mmap, mprotect
+from .mm.huge import Thp
+from .mm.mm_struct import MmStruct, exit_mmap, madvise_hugepage, mmap, mprotect
 from .mm.page_io import SwapReads
 from .mm.swap import SwapFile
 from .mm.uaccess import copy_from_user, copy_to_user
@@ -96,13 +97,15 @@ class Machine:
         with ExitStack() as undo:
             self.swap = SwapFile(config.swap_size, config.swap_file)
             undo.callback(self.swap.close)
-            self.host = Host(self.ram, self.swap, self.sched)
+            self.host = Host(self.ram, self.swap, self.sched, Thp(config.thp))
             self.mm = MmStruct(self.host, "qemu")
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
             self.kvm = Kvm(self.mm, cpu_model, turns, config.kvm_params, tdp_enabled=config.mmu == "tdp")
             for slot_id, memory in enumerate(layout):
                 base, size = Gpa(memory.base << PAGE_SHIFT), memory.npages << PAGE_SHIFT
-                self.kvm.set_user_memory_region(slot_id, base, size, mmap(self.mm, size))
+                hva = mmap(self.mm, size)
+                madvise_hugepage(self.mm, hva, size)
+                self.kvm.set_user_memory_region(slot_id, base, size, hva)
             self._add_pc(not isinstance(image.start, ResetStart))
             for number in range(config.smp):
                 self._add_vcpu(number)

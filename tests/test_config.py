@@ -62,6 +62,7 @@ def test_a_size_survives_formatting_if_it_is_whole_kilobytes(size: int) -> None:
         {"swap": MAX_GUEST_MEMORY + 4096},
         {"timeout_instructions": 1, "icount": False},
         {"swap_latency": 1, "icount": False},
+        {"thp": "yes"},
     ],
     ids=str,
 )

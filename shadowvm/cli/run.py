@@ -41,6 +41,7 @@ _FLAGS = (
     ("-kernel", "FILE", None, "the image, instead of GUEST"),
     ("--load-address", "GPA", None, "load an image without headers there, and enter it in long mode"),
     ("--mmu", "MMU", "shadow", "shadow: shadow page tables; tdp: two-dimensional paging"),
+    ("--thp", "WHERE", "never", "transparent huge pages on the host: never, madvise (guest memory), always"),
     ("--serial-input", "FILE", None, "bytes for COM1, which the guest receives as fast as it reads them"),
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
@@ -112,6 +113,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         smp=parse_smp(args.smp),
         mmu=args.mmu,
         kvm_params=parse_kvm_params(args.kvm_param),
+        thp=args.thp,
         **({} if args.quantum is None else {"quantum": parse_quantum(args.quantum)}),
     )
     config.validate()

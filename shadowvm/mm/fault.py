@@ -1,8 +1,8 @@
 """The page fault of a process: what handle_mm_fault() makes of one access (mm/memory.c).
 
-Anonymous memory only: first touch, copy on write, swap-in. The caller holds mmap_lock for reading and has checked
-that the area allows the access. Whoever finds under page_table_lock that the pte changed leaves it: the access is
-tried again and faults again if it must.
+Anonymous memory only: first touch, copy on write, swap-in; huge pages are in huge.py. The caller holds mmap_lock for
+reading and has checked that the area allows the access. Whoever finds under page_table_lock that the pte changed leaves
+it: the access is tried again and faults again if it must.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..events import handle_mm_fault as trace_handle_mm_fault
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .filemap import folio_lock, folio_unlock
+from .huge import HugeFault, Thp, handle_huge_fault
 from .lru import lru_add
 from .mmu_notifier import (
     MmuNotifierRange,
@@ -22,6 +23,7 @@ from .mmu_notifier import (
 )
 from .page_alloc import Page, put_page
 from .pgtable import (
+    HUGE_PMD,
     PAGE_READONLY,
     PAGE_SHARED_DIRTY,
     pte_alloc,
@@ -51,6 +53,7 @@ class VmFault(IntFlag):
 
 
 NONE, OOM, MAJOR, RETRY = VmFault.NONE, VmFault.OOM, VmFault.MAJOR, VmFault.RETRY
+NEVER, DONE = Thp.NEVER, HugeFault.DONE
 
 
 def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool, nowait: bool = False) -> VmFault:
@@ -63,9 +66,16 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool, nowait: bool 
     mm.host.vmstat.pgfault += 1
     vpn = Vpn(hva >> PAGE_SHIFT)
     table = mm.pte_tables.get(vpn >> 9)
-    index = pte_alloc(mm, vpn) if table is None else table + (vpn & 511)
-    if index is None:
-        return OOM
+    if table is None:
+        if (mm.huge_pmds or mm.host.thp is not NEVER) and handle_huge_fault(mm, vma, vpn, write) is DONE:
+            return NONE
+        index = pte_alloc(mm, vpn)
+        if index is None:
+            return OOM
+        if index == HUGE_PMD:
+            return NONE
+    else:
+        index = table + (vpn & 511)
     pte = mm.q[index]
     if not pte:
         return _do_anonymous_page(mm, vma, vpn, index, write)

@@ -14,6 +14,7 @@ from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault, handle_mm_fault
 from .page_alloc import Page
 from .pgtable import ptep_set_access_flags
+from .pmd import huge_pte, pmdp_set_access_flags
 from .vma import VM_WRITE, find_vma
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
     """
     table = mm.pte_tables.get(vpn >> 9)
     if table is None:
-        return None
+        return _get_huge_page_fast(mm, vpn, write) if mm.huge_pmds else None
     index = table + (vpn & 511)
     pte = mm.q[index]
     if write:
@@ -51,6 +52,22 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
     page.refcount += 1
     if not pte & PT_ACCESSED:
         ptep_set_access_flags(mm, vpn, index, PT_ACCESSED)
+    if trace_get_user_page.on:
+        trace_get_user_page(mm.id, vpn, page.pfn, write)
+    return page
+
+
+def _get_huge_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
+    """gup_fast_pmd_leaf(): a reference to the one page, though a huge pmd maps it."""
+    pte = huge_pte(mm, vpn)
+    need, bits = (_MAY_WRITE, _WRITTEN) if write else (PT_PRESENT, PT_ACCESSED)
+    if pte & need != need:
+        return None
+    page = mm.mem_map[pte >> PAGE_SHIFT]
+    page.refcount += 1
+    page.dirty = page.dirty or write
+    if pte & bits != bits:
+        pmdp_set_access_flags(mm, vpn, bits)
     if trace_get_user_page.on:
         trace_get_user_page(mm.id, vpn, page.pfn, write)
     return page
@@ -84,6 +101,6 @@ def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool, nowait: bool = False) 
 
 
 def host_pte(mm: MmStruct, vpn: Vpn) -> int:
-    """The raw pte of a page, 0 if there is none. For inspection: no side effects."""
+    """The raw pte of a page, 0 if there is none; of a huge page see huge_pte(). For inspection: no side effects."""
     table = mm.pte_tables.get(vpn >> 9)
-    return 0 if table is None else mm.q[table + (vpn & 511)]
+    return huge_pte(mm, vpn) if table is None else mm.q[table + (vpn & 511)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import page_alloc, vmscan
+from .huge import Thp
 from .lru import Lruvec
 from .page_alloc import Zone
 from .vmstat import VmStat
@@ -28,7 +29,7 @@ class Host:
     """A node.
 
     memalloc: tasks that free memory and may use the reserve to do so (PF_MEMALLOC). swap_reads: a swap device that
-    takes time; None for one that takes none.
+    takes time; None for one that takes none. thp: where faults may map huge pages.
     """
 
     __slots__ = (
@@ -43,15 +44,17 @@ class Host:
         "sched",
         "swap",
         "swap_reads",
+        "thp",
         "vmstat",
         "zone",
     )
 
-    def __init__(self, ram: Ram, swap: SwapFile, sched: Scheduler) -> None:
+    def __init__(self, ram: Ram, swap: SwapFile, sched: Scheduler, thp: Thp = Thp.NEVER) -> None:
         self.ram = ram
         self.swap = swap
         self.swap_reads: SwapReads | None = None
         self.sched = sched
+        self.thp = thp
         self.zone = Zone(ram)
         self.lruvec = Lruvec()
         self.vmstat = VmStat(self)

@@ -13,6 +13,7 @@ from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..errors import ConfigError, ModelBug
 from ..sync import Lock, LockRank, RwSemaphore
 from ..x86 import PT_PRESENT, PT_WRITABLE
+from .huge import change_huge_pmds, split_huge_pmd, split_huge_pmd_address, zap_huge_pmds
 from .lru import isolate_lru_folio
 from .mmu_notifier import (
     NO_SUBSCRIPTIONS,
@@ -23,11 +24,11 @@ from .mmu_notifier import (
     mmu_notifier_release,
 )
 from .page_alloc import Page, put_page
-from .pgtable import free_pgtables, populated_tables, ptep_clear_flush, ptep_set_wrprotect
+from .pgtable import blocks_among, free_pgtables, populated_tables, ptep_clear_flush, ptep_set_wrprotect
 from .rmap import page_remove_rmap
 from .swap_state import free_swap_and_cache, free_swap_cache
 from .uaccess import cmpxchg_user_u64, copy_from_user, copy_to_user, read_user_u64, write_user_u64
-from .vma import VM_READ, VM_WRITE, Vma, VmaList, isolate_vmas, merge_vmas, unmapped_area
+from .vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_WRITE, Vma, VmaList, isolate_vmas, merge_vmas, unmapped_area
 from .vmscan import reclaim_pages
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "copy_to_user",
     "exit_mmap",
     "madvise_dontneed",
+    "madvise_hugepage",
     "madvise_pageout",
     "mmap",
     "mprotect",
@@ -56,13 +58,18 @@ TASK_SIZE = Hva(0x7FFF_FFFF_F000)
 class MmStruct:
     """One address space.
 
-    `pte_tables[vpn >> 9]` is the place in `ram.q` of a pte table, so that a walk is one lookup. `tlb` and `tlb_w`
-    are the host CPU's TLB for the kernel's own accesses (uaccess.py). `mmap_lock` protects the areas and keeps
-    page tables from being freed; `page_table_lock` is held across every decision about a pte.
+    `pte_tables[vpn >> 9]` is the place in `ram.q` of a pte table, so that a walk is one lookup. Where a huge page is
+    mapped, `huge_pmds` has the place of its pmd instead, and `deposited` a table for its split (pmd.py); `huge_gibs`
+    are the numbers of the pmd tables (address >> 30) that ever had one. `tlb` and `tlb_w` are the host CPU's TLB for
+    the kernel's own accesses (uaccess.py). `mmap_lock` protects the areas and keeps page tables from being freed;
+    `page_table_lock` is held across every decision about a pte.
     """
 
     __slots__ = (
+        "deposited",
         "host",
+        "huge_gibs",
+        "huge_pmds",
         "id",
         "mem_map",
         "mmap_lock",
@@ -99,6 +106,9 @@ class MmStruct:
         self.page_table_lock = Lock(host.sched, "page_table_lock", LockRank.PAGE_TABLE_LOCK)
         self.vmas = VmaList()
         self.pte_tables: dict[int, int] = {}
+        self.huge_pmds: dict[int, int] = {}
+        self.deposited: dict[int, Page] = {}
+        self.huge_gibs: set[int] = set()
         self.tlb: dict[int, int] = {}
         self.tlb_w: dict[int, int] = {}
         self.rss_anon = 0
@@ -129,6 +139,8 @@ def munmap(mm: MmStruct, start: Hva, length: int) -> None:
     """Unmap a range, which may hold any number of areas and holes."""
     end = _check_range(start, length)
     mm.mmap_lock.acquire()
+    split_huge_pmd_address(mm, start)
+    split_huge_pmd_address(mm, end)
     areas = isolate_vmas(mm, start, end)
     for vma in areas:
         _zap(mm, vma.start, vma.end, MmuNotifierEvent.UNMAP)
@@ -143,6 +155,8 @@ def mprotect(mm: MmStruct, start: Hva, length: int, writable: bool) -> None:
     """Make a range read-only or writable. Ptes become writable later, by a write fault."""
     end = _check_range(start, length)
     mm.mmap_lock.acquire()
+    split_huge_pmd_address(mm, start)
+    split_huge_pmd_address(mm, end)
     for vma in isolate_vmas(mm, start, end):
         vma.flags = vma.flags | VM_WRITE if writable else vma.flags & ~VM_WRITE
         range_ = MmuNotifierRange(mm, vma.start, vma.end, MmuNotifierEvent.PROTECTION_VMA)
@@ -158,9 +172,23 @@ def madvise_dontneed(mm: MmStruct, start: Hva, length: int) -> None:
     """MADV_DONTNEED: throw the contents away; the next access finds zeros."""
     end = _check_range(start, length)
     mm.mmap_lock.acquire_read()
+    split_huge_pmd_address(mm, start)
+    split_huge_pmd_address(mm, end)
     for vma in mm.vmas.overlapping(start, end):
         _zap(mm, max(start, vma.start), min(end, vma.end), MmuNotifierEvent.CLEAR)
     mm.mmap_lock.release_read()
+
+
+def madvise_hugepage(mm: MmStruct, start: Hva, length: int, wanted: bool = True) -> None:
+    """MADV_HUGEPAGE, MADV_NOHUGEPAGE: what faults may do from now on; pages that are there stay as they are."""
+    end = _check_range(start, length)
+    mm.mmap_lock.acquire()
+    split_huge_pmd_address(mm, start)
+    split_huge_pmd_address(mm, end)
+    for vma in isolate_vmas(mm, start, end):
+        vma.flags = vma.flags & ~(VM_HUGEPAGE | VM_NOHUGEPAGE) | (VM_HUGEPAGE if wanted else VM_NOHUGEPAGE)
+    merge_vmas(mm, start, end)
+    mm.mmap_lock.release()
 
 
 def madvise_pageout(mm: MmStruct, start: Hva, length: int) -> int:
@@ -169,6 +197,8 @@ def madvise_pageout(mm: MmStruct, start: Hva, length: int) -> int:
     host = mm.host
     mm.mmap_lock.acquire_read()
     try:
+        for block in blocks_among(mm.huge_pmds, start, end):
+            split_huge_pmd(mm, block)
         pages = []
         for vpn, index in _populated(mm, start, end):
             pte = mm.q[index]
@@ -225,6 +255,8 @@ def _zap(mm: MmStruct, start: Hva, end: Hva, event: MmuNotifierEvent) -> None:
     """zap_page_range_single(): clear every pte of the range and free what it held."""
     range_ = MmuNotifierRange(mm, start, end, event)
     mmu_notifier_invalidate_range_start(range_)
+    if mm.huge_pmds:
+        zap_huge_pmds(mm, start, end)
     for block in populated_tables(mm, start, end):
         _zap_pte_range(mm, *_within(block, start, end))
     mmu_notifier_invalidate_range_end(range_)
@@ -257,6 +289,8 @@ def _zap_pte_range(mm: MmStruct, start: Hva, end: Hva) -> None:
 
 def _change_protection(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Take the right to write from every present pte of the range."""
+    if mm.huge_pmds:
+        change_huge_pmds(mm, start, end)
     for block in populated_tables(mm, start, end):
         mm.page_table_lock.acquire()
         for vpn, index in _populated(mm, *_within(block, start, end)):

@@ -34,7 +34,7 @@ class Page:
 
     `private` is the swap slot while `swapcache`, else whatever the owner of the frame keeps there (a hypervisor its
     shadow page). `mapping` and `index` (a vpn) say where an anonymous page is mapped. `active` is the list that the
-    page belongs to, `lru` the one it is on, None while isolated.
+    page belongs to, `lru` the one it is on, None while isolated. `order`: 9 for the head of a huge page (compound.py).
     """
 
     __slots__ = (
@@ -45,6 +45,7 @@ class Page:
         "lru",
         "mapcount",
         "mapping",
+        "order",
         "pfn",
         "private",
         "readahead",
@@ -61,6 +62,7 @@ class Page:
         self.mapcount = 0
         self.mapping: AnonVma | None = None
         self.index = Vpn(0)
+        self.order = 0
         self.private: Any = None
         self.lru: int | None = None
         self.active = self.locked = self.dirty = self.referenced = False
@@ -74,14 +76,30 @@ class Zone:
     """All frames of the host. Freed frames are used again first, last freed first; then untouched ones in order.
 
     Frame 0 is never handed out; `zero_page` is the frame of zeros that read faults map. `mem_map[pfn]` is None for
-    a frame that nobody used so far, and such a frame holds zeros, not poison.
+    a frame that nobody used so far, and such a frame holds zeros, not poison. `free_runs` are the first frames of
+    aligned runs of 512 free ones, which are not on the free list; `merge_at` is when to look there for more
+    (compound.py).
     """
 
-    __slots__ = ("bump", "free_list", "high", "low", "managed", "mem_map", "min", "nr_free", "zero_page")
+    __slots__ = (
+        "bump",
+        "free_list",
+        "free_runs",
+        "high",
+        "low",
+        "managed",
+        "mem_map",
+        "merge_at",
+        "min",
+        "nr_free",
+        "zero_page",
+    )
 
     def __init__(self, ram: Ram) -> None:
         self.mem_map: list[Page] = [None] * ram.nr_frames  # type: ignore[list-item]
         self.free_list: list[Page] = []
+        self.free_runs: list[int] = []
+        self.merge_at = 0
         self.bump = _ZERO_PFN + 1
         self.managed = self.nr_free = ram.nr_frames - self.bump
         self._setup_per_zone_wmarks(ram.size)
@@ -146,6 +164,10 @@ def _rmqueue(host: Host, zeroed: bool) -> Page:
     zone.nr_free -= 1
     if zone.free_list:
         page = zone.free_list.pop()
+    elif zone.free_runs:
+        first = zone.free_runs.pop()
+        zone.free_list += zone.mem_map[first + 511 : first : -1]
+        page = zone.mem_map[first]
     else:
         page = zone.mem_map[zone.bump] = Page(Pfn(zone.bump))
         zone.bump += 1

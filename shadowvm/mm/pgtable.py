@@ -3,7 +3,7 @@
 Every store to a pte of a host page table is in this file; each tells `host_pte_change` and drops the host CPU's
 own translation. A pte is named by its vpn and `index`, the pte's place in `ram.q`, which stays valid while
 mmap_lock or page_table_lock is held. Host ptes use no bit above the frame number, so `pte >> 12` is the pfn; a
-swapped page's pte is `slot << 12 | SWP_ENTRY`, and 0 is "none".
+swapped page's pte is `slot << 12 | SWP_ENTRY`, and 0 is "none". Entries of 2 MiB are in pmd.py.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..events import host_pte_change
-from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_USER, PT_WRITABLE
+from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
 from .mmu_notifier import mmu_notifier_arch_invalidate_secondary_tlbs
 from .page_alloc import put_page
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
+    from .page_alloc import Page
 
 SWP_ENTRY = 1 << 9
 """Marks a pte that is not present as a swap entry: a bit that hardware ignores."""
@@ -27,7 +28,11 @@ PAGE_READONLY = PT_PRESENT | PT_USER | PT_ACCESSED
 
 PAGE_SHARED_DIRTY = PAGE_READONLY | PT_WRITABLE | PT_DIRTY
 
-_TABLE = PT_PRESENT | PT_WRITABLE | PT_USER | PT_ACCESSED
+PMD_TABLE = PT_PRESENT | PT_WRITABLE | PT_USER | PT_ACCESSED
+"""Rights of an entry that names a table."""
+
+HUGE_PMD = -1
+"""pte_alloc: no table is there, nor will be, since a huge page is mapped meanwhile."""
 
 
 def pte_index(mm: MmStruct, vpn: Vpn) -> int | None:
@@ -37,61 +42,104 @@ def pte_index(mm: MmStruct, vpn: Vpn) -> int | None:
 
 
 def pte_alloc(mm: MmStruct, vpn: Vpn) -> int | None:
-    """As pte_index, but missing tables are made. None: out of memory. May sleep; mmap_lock is held."""
-    q = mm.q
-    table = mm.pgd.pfn << 9
-    for shift in (27, 18, 9):
-        at = table + (vpn >> shift & 511)
-        if not q[at] & PT_PRESENT:
-            page = mm.host.alloc_page(True)
-            if page is None:
-                return None
-            if q[at] & PT_PRESENT:
-                # The allocation slept, and another fault was faster.
-                put_page(mm.host, page)
-            else:
-                page.table = True
-                mm.host.vmstat.nr_page_table_pages += 1
-                q[at] = page.pfn << PAGE_SHIFT | _TABLE
-        table = q[at] >> PAGE_SHIFT << 9
+    """As pte_index, but missing tables are made. None: out of memory. May sleep; mmap_lock is held.
+
+    HUGE_PMD: while it slept another fault has mapped a huge page there.
+    """
+    at = pmd_alloc(mm, vpn)
+    if at is None:
+        return None
+    table = _table_alloc(mm, at)
+    if table is None:
+        return None
+    if mm.q[at] & PT_PAGE_SIZE:
+        return HUGE_PMD
     mm.pte_tables[vpn >> 9] = table
     return table + (vpn & 511)
 
 
+def pmd_alloc(mm: MmStruct, vpn: Vpn) -> int | None:
+    """Where the pmd of `vpn` is in `ram.q`; missing tables above it are made. As pte_alloc."""
+    pud = _table_alloc(mm, (mm.pgd.pfn << 9) + (vpn >> 27 & 511))
+    pmd = None if pud is None else _table_alloc(mm, pud + (vpn >> 18 & 511))
+    return None if pmd is None else pmd + (vpn >> 9 & 511)
+
+
+def _table_alloc(mm: MmStruct, at: int) -> int | None:
+    """Place of the table that the entry at `at` names, which is made if the entry is none. None: out of memory."""
+    q = mm.q
+    if not q[at]:
+        page = mm.host.alloc_page(True)
+        if page is None:
+            return None
+        if q[at]:
+            # The allocation slept, and another fault was faster.
+            put_page(mm.host, page)
+        else:
+            page.table = True
+            mm.host.vmstat.nr_page_table_pages += 1
+            q[at] = page.pfn << PAGE_SHIFT | PMD_TABLE
+    return q[at] >> PAGE_SHIFT << 9
+
+
 def populated_tables(mm: MmStruct, start: Hva, end: Hva) -> list[int]:
     """Which blocks (vpn >> 9) of [start, end) have a pte table, in order."""
+    return blocks_among(mm.pte_tables, start, end)
+
+
+def blocks_among(known: dict[int, int], start: Hva, end: Hva) -> list[int]:
+    """Which blocks of [start, end) are among the known ones, in order."""
     first, last = start >> 21, (end - 1) >> 21
-    if last - first < len(mm.pte_tables):
-        return [block for block in range(first, last + 1) if block in mm.pte_tables]
-    return sorted(block for block in mm.pte_tables if first <= block <= last)
+    if last - first < len(known):
+        return [block for block in range(first, last + 1) if block in known]
+    return sorted(block for block in known if first <= block <= last)
 
 
 def free_pgtables(mm: MmStruct, start: Hva, end: Hva) -> None:
     """Free the tables of [start, end) that no area needs any more. mmap_lock is held for writing."""
     for block in populated_tables(mm, start, end):
         if not mm.vmas.overlapping(Hva(block << 21), Hva(block + 1 << 21)):
-            _free_pte_table(mm, block)
+            mm.page_table_lock.acquire()
+            del mm.pte_tables[block]
+            freed = _unlink_tables(mm, block, (18, 9, 0))
+            mm.page_table_lock.release()
+            _free_tables(mm, freed)
+    # Huge pages have no pte table whose end would show that the table above it is empty.
+    for gib in sorted(mm.huge_gibs):
+        if start >> 30 <= gib <= end - 1 >> 30:
+            mm.page_table_lock.acquire()
+            freed = _unlink_tables(mm, gib << 9, (18, 9))
+            mm.page_table_lock.release()
+            _free_tables(mm, freed)
 
 
-def _free_pte_table(mm: MmStruct, block: int) -> None:
-    """Unlink and free a pte table, and each table above it that becomes empty."""
+def _unlink_tables(mm: MmStruct, block: int, shifts: tuple[int, ...]) -> list[int]:
+    """Take out the lowest table on the way to a block, or if it is one of pmds only when empty; then what is empty.
+
+    Returns the frames to free.
+    """
     q = mm.q
-    path = []
+    path: list[int] = []
     table = mm.pgd.pfn << 9
-    for shift in (18, 9, 0):
+    for shift in shifts:
         at = table + (block >> shift & 511)
+        if not q[at]:
+            return []
         path.append(at)
         table = q[at] >> PAGE_SHIFT << 9
-    mm.page_table_lock.acquire()
-    del mm.pte_tables[block]
-    freed = []
+    if shifts[-1] and any(q[table : table + 512]):
+        return []
+    freed: list[int] = []
     for at in reversed(path):
         freed.append(q[at] >> PAGE_SHIFT)
         q[at] = 0
         if any(q[at & -512 : (at & -512) + 512]):
             break
-    mm.page_table_lock.release()
-    for pfn in freed:
+    return freed
+
+
+def _free_tables(mm: MmStruct, pfns: list[int]) -> None:
+    for pfn in pfns:
         mm.host.vmstat.nr_page_table_pages -= 1
         put_page(mm.host, mm.host.zone.mem_map[pfn])
 
@@ -117,6 +165,27 @@ def ptep_clear_flush(mm: MmStruct, vpn: Vpn, index: int) -> int:
     if host_pte_change.on:
         host_pte_change(mm.id, vpn, old, 0)
     return old
+
+
+def pmdp_collapse_flush(mm: MmStruct, block: int, at: int) -> tuple[Page, list[int]]:
+    """Take a pte table out of the pmd at `at`, none of whose ptes is a swap entry, and flush.
+
+    Returns the table, of zeros now, and what its ptes were, with their final A and D.
+    """
+    q = mm.q
+    base = mm.pte_tables.pop(block)
+    q[at] = 0
+    ptes = q[base : base + 512].tolist()
+    for i in range(512):
+        q[base + i] = 0
+    for i, pte in enumerate(ptes):
+        if pte:
+            _flush_tlb_page(mm, Vpn(block << 9 | i))
+    if host_pte_change.on:
+        for i, pte in enumerate(ptes):
+            if pte:
+                host_pte_change(mm.id, block << 9 | i, pte, 0)
+    return mm.mem_map[base >> 9], ptes
 
 
 def ptep_set_wrprotect(mm: MmStruct, vpn: Vpn, index: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
+from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..errors import ModelBug
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT
 from .mmu_notifier import (
@@ -19,6 +19,7 @@ from .mmu_notifier import (
     mmu_notifier_invalidate_range_start,
 )
 from .pgtable import ptep_clear_flush_young, ptep_swap_out
+from .pmd import huge_pte, pmdp_clear_flush_young
 from .vma import Vma, find_vma
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def folio_referenced(page: Page) -> int:
     for mm in page.mapping.mms:
         table = mm.pte_tables.get(vpn >> 9)
         if table is None:
+            referenced += page.order > 0 and _huge_referenced(mm, vpn, page)
             continue
         index = table + (vpn & 511)
         pte = mm.q[index]
@@ -109,8 +111,19 @@ def folio_referenced(page: Page) -> int:
     return referenced
 
 
+def _huge_referenced(mm: MmStruct, vpn: Vpn, head: Page) -> bool:
+    """folio_referenced() for a huge pmd: all 2 MiB have one mark, and as many in secondary MMUs as they like."""
+    if huge_pte(mm, vpn) >> PAGE_SHIFT != head.pfn:
+        return False
+    young = pmdp_clear_flush_young(mm, vpn >> 9)
+    if mm.notifiers.clear_flush_young:
+        start = Hva(vpn << PAGE_SHIFT)
+        young = mmu_notifier_clear_flush_young(mm, start, Hva(start + HUGE_PAGE_SIZE)) or young
+    return young
+
+
 def try_to_unmap(host: Host, page: Page) -> bool:
-    """Replace every pte of a swap cache page by its swap entry. True when no mapping is left.
+    """Replace every pte of a swap cache page, which is no huge one, by its swap entry. True when no mapping is left.
 
     The page is dirty afterwards if it was written through any of them. The caller holds the folio lock.
     """

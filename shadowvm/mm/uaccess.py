@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Pfn, Vpn
-from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
+from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PAGE_SIZE, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault
 from .gup import fixup_user_fault, host_pte
 from .pgtable import ptep_set_access_flags
+from .pmd import pmdp_set_access_flags
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
@@ -102,7 +103,10 @@ def _tlb_miss(mm: MmStruct, hva: Hva, write: bool) -> int | VmFault:
     bits = PT_ACCESSED | PT_DIRTY if write else PT_ACCESSED
     while (pte := host_pte(mm, vpn)) & (need | bits) != need | bits:
         if pte & need == need:
-            ptep_set_access_flags(mm, vpn, mm.pte_tables[vpn >> 9] + (vpn & 511), bits)
+            if pte & PT_PAGE_SIZE:
+                pmdp_set_access_flags(mm, vpn, bits)
+            else:
+                ptep_set_access_flags(mm, vpn, mm.pte_tables[vpn >> 9] + (vpn & 511), bits)
             continue
         fault = fixup_user_fault(mm, hva, write)
         if fault is not NONE and fault is not MAJOR:

@@ -21,6 +21,9 @@ VM_READ = 1
 VM_WRITE = 2
 VM_EXEC = 4
 VM_SHARED = 8
+VM_HUGEPAGE = 16
+VM_NOHUGEPAGE = 32
+"""What madvise() said of huge pages."""
 
 
 class Vma:

@@ -21,6 +21,7 @@ from ..events import (
     mm_vmscan_wakeup_kswapd,
 )
 from .filemap import folio_unlock
+from .huge import split_huge_page
 from .lru import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, LRU_NAMES, inactive_is_low, isolate_lru_folios
 from .page_alloc import Page, put_page
 from .rmap import folio_referenced, try_to_unmap
@@ -111,6 +112,8 @@ def _activate(page: Page, stat: ReclaimStat) -> None:
 def _unmap(host: Host, page: Page, stat: ReclaimStat) -> bool:
     """Give a locked page a slot and take it out of every page table. False: it can't be freed now."""
     page.referenced = False
+    if page.order and not _split(host, page, stat):
+        return False
     if not page.swapcache and not page.mapcount:
         # Unmapped for good: it goes when the reference that somebody has goes.
         return False
@@ -123,6 +126,15 @@ def _unmap(host: Host, page: Page, stat: ReclaimStat) -> bool:
         return False
     # The isolation's reference and the cache's. With more, somebody is using the page, or about to map it.
     return page.refcount == 2
+
+
+def _split(host: Host, head: Page, stat: ReclaimStat) -> bool:
+    """A huge page goes out as base pages: its head now, the others with the next scan."""
+    if (host.swap.nr_free or host.swap.cache_only) and split_huge_page(host, head):
+        return True
+    stat.nr_unmap_fail += 1
+    _activate(head, stat)
+    return False
 
 
 def _free_reclaimed(host: Host, pages: list[Page], stat: ReclaimStat) -> None:

@@ -17,18 +17,20 @@ from shadowvm.events import (
 )
 from shadowvm.mm.gup import get_user_page
 from shadowvm.mm.host import Host
+from shadowvm.mm.huge import Thp
 from shadowvm.mm.mm_struct import MmStruct
 from shadowvm.mm.mmu_notifier import MmuNotifier, MmuNotifierRange
 from shadowvm.mm.page_alloc import Page, put_page
 from shadowvm.mm.swap import SWAP_HAS_CACHE, SwapFile
 from shadowvm.phys import Ram
 from shadowvm.sync import Scheduler
+from shadowvm.x86 import PT_PAGE_SIZE
 
 MIB = 1 << 20
 
 
-def make_host(memory: int = 2 * MIB, swap: int = 8 * MIB) -> Host:
-    return Host(Ram(memory), SwapFile(swap), Scheduler())
+def make_host(memory: int = 2 * MIB, swap: int = 8 * MIB, thp: Thp = Thp.NEVER) -> Host:
+    return Host(Ram(memory), SwapFile(swap), Scheduler(), thp)
 
 
 def vpn_of(start: Hva, page: int = 0) -> Vpn:
@@ -68,6 +70,8 @@ def ptes(mm: MmStruct) -> Iterator[tuple[int, int]]:
             vpn = base | i << 9 * (level - 1)
             if entry and level == 1:
                 yield vpn, entry
+            elif entry & PT_PAGE_SIZE:
+                yield from ((vpn | j, entry + (j << 12)) for j in range(512))
             elif entry:
                 yield from walk(entry >> 12 << 9, level - 1, vpn)
 
@@ -92,8 +96,17 @@ def audit(host: Host, held: dict[Page, int] | None = None, extra: int = 0) -> No
             assert page.mapping is not None
             assert mm in page.mapping.mms
         assert mm.tlb_w.items() <= mm.tlb.items()
-    free = {page.pfn for page in zone.free_list}
-    assert len(free) == len(zone.free_list)
+        assert mm.deposited.keys() == mm.huge_pmds.keys()
+        assert not mm.huge_pmds.keys() & mm.pte_tables.keys()
+        for block, at in mm.huge_pmds.items():
+            assert zone.mem_map[mm.q[at] >> 12].order == 9
+            assert not any(mm.q[mm.deposited[block].pfn << 9 : mm.deposited[block].pfn + 1 << 9])
+    heads = [page for page in zone.mem_map[2 : zone.bump] if page.order]
+    assert len(heads) == sum(len(mm.huge_pmds) for mm in host.mms) == host.vmstat.nr_anon_transparent_hugepages
+    tails = {pfn for head in heads for pfn in range(head.pfn + 1, head.pfn + 512)}
+    runs = {pfn for first in zone.free_runs for pfn in range(first, first + 512)}
+    free = {page.pfn for page in zone.free_list} | runs
+    assert len(free) == len(zone.free_list) + 512 * len(zone.free_runs)
     assert zone.nr_free == len(free) + host.ram.nr_frames - zone.bump
     tables = 0
     for page in zone.mem_map[2 : zone.bump]:
@@ -104,13 +117,13 @@ def audit(host: Host, held: dict[Page, int] | None = None, extra: int = 0) -> No
         tables += page.table
         assert page.mapcount == maps[page.pfn]
         user = page.mapcount + page.swapcache
-        assert (page.lru is not None) == page.swapbacked
+        assert (page.lru is not None) == (page.swapbacked and page.pfn not in tails)
         assert page.swapbacked >= bool(user)
         if page.swapbacked:
             assert page.refcount == user + held.get(page, 0)
     assert tables == host.vmstat.nr_page_table_pages
-    on_lru = len(host.lruvec.inactive) + len(host.lruvec.active)
-    others = sum(1 for page in held if page.lru is None and page is not zone.zero_page)
+    on_lru = len(host.lruvec.inactive) + len(host.lruvec.active) + len(tails)
+    others = sum(1 for page in held if not page.swapbacked and page is not zone.zero_page)
     assert zone.managed == zone.nr_free + tables + on_lru + others + extra
     for slot, page in swap.cache.items():
         assert page.swapcache

@@ -11,6 +11,7 @@ from shadowvm.addr import Hva, Vpn
 from shadowvm.events import attached, swap_readpage, swap_writepage
 from shadowvm.mm.fault import VmFault
 from shadowvm.mm.gup import get_user_page, host_pte
+from shadowvm.mm.host import Host
 from shadowvm.mm.mm_struct import (
     MmStruct,
     copy_from_user,
@@ -36,9 +37,10 @@ AREA = 400
 class HostMemory:
     """What was done, what it must have led to, and one method for each thing that can be done."""
 
-    def __init__(self, random: Random, swap_pages: int) -> None:
+    def __init__(self, random: Random, swap_pages: int, host: Host | None = None, area: int = AREA) -> None:
         self.random = random
-        self.host = make_host(swap=swap_pages << 12)
+        self.host = host or make_host(swap=swap_pages << 12)
+        self.area = area
         self.swap_pages = swap_pages
         self.mm = MmStruct(self.host, "vmm")
         self.mirror = Mirror()
@@ -70,9 +72,9 @@ class HostMemory:
         return run[: self.random.randint(1, len(run))]
 
     def map(self):
-        if len(self.areas) > 3 * AREA:
+        if len(self.areas) > 3 * self.area:
             return
-        pages, writable = self.random.randint(AREA // 4, AREA), self.random.random() < 0.9
+        pages, writable = self.random.randint(self.area // 4, self.area), self.random.random() < 0.9
         start = mmap(self.mm, pages << 12, writable)
         for vpn in range(start >> 12, (start >> 12) + pages):
             assert vpn not in self.areas
@@ -93,7 +95,7 @@ class HostMemory:
 
     def write(self):
         how = self.random.choice(["gup", "word", "copy", "mirror"])
-        run = self.pick(AREA)
+        run = self.pick(self.area)
         if not self.room(len(run)):
             return
         for vpn in run:
@@ -122,7 +124,7 @@ class HostMemory:
 
     def read(self):
         how = self.random.choice(["gup", "word", "copy"])
-        for vpn in self.pick(AREA):
+        for vpn in self.pick(self.area):
             hva = Hva(vpn << 12 | 40)
             if how == "word":
                 value = read_user_u64(self.mm, hva)

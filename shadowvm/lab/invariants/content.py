@@ -120,10 +120,11 @@ class ContentRules:
         if self._cleared and lock.rank == LockRank.PAGE_TABLE_LOCK:
             self._cleared.clear()
 
-    def _on_free(self, pfn: Pfn, order: int) -> None:
-        for at in self._left.pop(pfn, ()):
-            del self._frame_of[at]
-            self._away[at] = self._checksum(pfn)
+    def _on_free(self, first: Pfn, order: int) -> None:
+        for pfn in map(Pfn, range(first, first + (1 << order))):
+            for at in self._left.pop(pfn, ()):
+                del self._frame_of[at]
+                self._away[at] = self._checksum(pfn)
 
     def _on_write(self, slot: int, pfn: Pfn) -> None:
         mine, refs = self._left.get(pfn, set()), self._refs.get(slot, set())

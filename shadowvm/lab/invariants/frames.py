@@ -88,10 +88,11 @@ class FrameRules:
         for pfn in sorted(self._free):
             self._check_poison(pfn)
 
-    def _on_alloc(self, pfn: Pfn, order: int) -> None:
-        if pfn in self._free:
-            self._check_poison(pfn)
-            self._free.discard(pfn)
+    def _on_alloc(self, first: Pfn, order: int) -> None:
+        for pfn in map(Pfn, range(first, first + (1 << order))):
+            if pfn in self._free:
+                self._check_poison(pfn)
+                self._free.discard(pfn)
 
     def _check_poison(self, pfn: Pfn) -> None:
         data = self.ram.read_page(pfn)
@@ -99,7 +100,11 @@ class FrameRules:
             at = next(n for n in range(len(data)) if data[n] != POISON_PAGE[n])
             self.sanitizer.fail("POISON", f"pfn {pfn:#x} was free", f"byte {at:#x} of it is {data[at]:#04x}")
 
-    def _on_free(self, pfn: Pfn, order: int) -> None:
+    def _on_free(self, first: Pfn, order: int) -> None:
+        for pfn in map(Pfn, range(first, first + (1 << order))):
+            self._check_free(pfn)
+
+    def _check_free(self, pfn: Pfn) -> None:
         if pfn in self._free:
             self.sanitizer.fail("FRAME", f"pfn {pfn:#x} is freed", "it is free already")
         for sptep in self.shadow.by_pfn.get(pfn, ()):
