@@ -24,7 +24,11 @@ class ModelBug(ShadowvmError):
 
 
 class InvariantViolation(ModelBug):
-    """The sanitizer found two sides that disagree (kvm.md, I1-I35)."""
+    """The sanitizer found two sides that disagree. law: the name of what they break (lab/invariants/laws.py)."""
+
+    def __init__(self, report: str, law: str = "") -> None:
+        super().__init__(report)
+        self.law = law
 
 
 class SwapIOError(ShadowvmError):

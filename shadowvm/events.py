@@ -287,6 +287,7 @@ swap_writepage = Tracepoint("mm", "swap_writepage", "slot pfn", "slot %d pfn=0x%
 host_pte_change = Tracepoint(
     "mm", "host_pte_change", "mm vpn old_pte new_pte", "mm %d vpn %x old_pte %x new_pte %x", point=True
 )
+folio_referenced = Tracepoint("mm", "folio_referenced", "pfn referenced", "pfn=0x%x referenced=%d")
 get_user_page = Tracepoint("mm", "get_user_page", "mm vpn pfn write", "mm %d vpn %x pfn=0x%x write %d", point=True)
 mmu_notifier_invalidate_range_start = Tracepoint(
     "mm",

@@ -260,19 +260,21 @@ class Lockdep:
         elif lock in task.held:
             task.held.remove(lock)
         else:
-            raise InvariantViolation(f"lockdep: {task.name} releases {lock.name}, which it does not hold")
+            raise InvariantViolation(f"lockdep: {task.name} releases {lock.name}, which it does not hold", "LOCKDEP")
 
     def _check_order(self, task: Task, lock: Lock) -> None:
         for held in task.held:
             if held.rank >= lock.rank:
-                raise InvariantViolation(f"lockdep: {task.name} takes {lock.name} while holding {held.name}")
+                raise InvariantViolation(f"lockdep: {task.name} takes {lock.name} while holding {held.name}", "LOCKDEP")
         if lock.sleeps:
             self._check_sleep(task, lock.name)
 
     def _check_sleep(self, task: Task, where: str) -> None:
         for held in task.held:
             if not held.sleeps:
-                raise InvariantViolation(f"lockdep: {task.name} may sleep in {where} while holding {held.name}")
+                raise InvariantViolation(
+                    f"lockdep: {task.name} may sleep in {where} while holding {held.name}", "LOCKDEP"
+                )
 
 
 class RandomPreemption:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 from shadowvm.config import MIB, MachineConfig
-from shadowvm.errors import ModelBug
+from shadowvm.errors import InvariantViolation, ModelBug
 from shadowvm.guests import find_image
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine, Outcome
 
 
 class Result(NamedTuple):
-    """How a run ended. `law`: which invariant was violated, "lockdep" or "ModelBug"; None if none was."""
+    """How a run ended. `law`: which invariant was violated, "LOCKDEP" or "ModelBug"; None if none was."""
 
     machine: Machine
     output: bytes
@@ -36,22 +35,17 @@ def run_checked(
     """Run under the sanitizer, to the take-down of the host; `listener` also listens. A violation is a result."""
     output = bytearray()
     machine = Machine(config, output.append)
-    outcome, report = None, ""
+    outcome, law, report = None, None, ""
     sanitizer = Sanitizer(machine)
     try:
         with sanitizer.watching(), listener(machine):
             try:
                 outcome = machine.run()
+                sanitizer.validate()
             finally:
                 machine.close()
             sanitizer.finish()
     except ModelBug as bug:
         report = str(bug)
-    return Result(machine, bytes(output), outcome, _law(report), report)
-
-
-def _law(report: str) -> str | None:
-    if not report:
-        return None
-    found = re.match(r"invariant (\S+) violated|(lockdep):", report)
-    return "ModelBug" if found is None else found[1] or found[2]
+        law = bug.law if isinstance(bug, InvariantViolation) else "ModelBug"
+    return Result(machine, bytes(output), outcome, law, report)

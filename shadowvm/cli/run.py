@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import MachineConfig, parse_quantum, parse_size, parse_smp, parse_time
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
@@ -56,6 +56,14 @@ def add_parser(commands: Any) -> None:
         parser.add_argument(flag, metavar=metavar, default=default, help=text)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
     parser.add_argument("--check", action="store_true", help="verify the MMU's invariants at every transition")
+    parser.add_argument("--check-laws", metavar="I1,I2,...", help="--check for these laws alone; help lists them")
+    parser.add_argument(
+        "--check-every",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="look at the state at each N-th exit, and follow only those events that laws named by --check-laws need",
+    )
     parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
     parser.add_argument("--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU")
     parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
@@ -122,7 +130,13 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
 
 def main(args: argparse.Namespace) -> int:
     """Run the guest; returns the exit status."""
+    if args.check_laws == "help":
+        from ..lab.invariants.laws import help_text  # noqa: PLC0415
+
+        print(help_text())
+        return 0
     config = config_from_args(args)
+    check = _check_from_args(args)
     from ..cpu.native import cache  # noqa: PLC0415 - after the flags are known to be good
     from ..machine import Machine  # noqa: PLC0415
 
@@ -133,7 +147,7 @@ def main(args: argparse.Namespace) -> int:
             cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
-        listeners = _attach(stack, machine, check=args.check, trace=trace)
+        listeners = _attach(stack, machine, check, trace=trace)
         outcome, results = _run(machine, listeners, started)
         with _user_error("standard output"):
             sys.stdout.flush()
@@ -156,6 +170,8 @@ def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outco
             counted = machine.config.icount
             with _progress(machine), nullcontext() if counted else interruptible(machine.vcpus[0].engine.request_stop):
                 outcome = machine.run()
+            if listeners.sanitizer is not None and outcome.reason is not Reason.SWAP_ERROR:
+                listeners.sanitizer.validate()
         finally:
             results = _results(machine, time.perf_counter() - started)
             machine.close()
@@ -181,20 +197,42 @@ class _Listeners:
     sanitizer: Sanitizer | None = None
 
 
-def _attach(stack: ExitStack, machine: Machine, *, check: bool, trace: _Output | None) -> _Listeners:
+class _Check(NamedTuple):
+    """What --check and its kin ask for. laws: None for all."""
+
+    laws: frozenset[str] | None
+    every: int
+
+    @property
+    def hears_everything(self) -> bool:
+        return self.laws is None and not self.every
+
+
+def _check_from_args(args: argparse.Namespace) -> _Check | None:
+    if not (args.check or args.check_laws is not None or args.check_every):
+        return None
+    from ..lab.invariants.laws import parse_laws  # noqa: PLC0415
+
+    return _Check(None if args.check_laws is None else parse_laws(args.check_laws), args.check_every)
+
+
+def _attach(stack: ExitStack, machine: Machine, check: _Check | None, *, trace: _Output | None) -> _Listeners:
     listeners = _Listeners()
-    if not check and trace is None:
+    if check is None and trace is None:
         return listeners
     from ..lab.invariants import Sanitizer  # noqa: PLC0415
+    from ..lab.invariants.laws import BOTH, STATE, laws_seen  # noqa: PLC0415
     from ..trace.ftrace import FtraceWriter  # noqa: PLC0415
     from ..trace.recorder import EventDigest  # noqa: PLC0415
 
-    listeners.digest = EventDigest(machine)
-    stack.enter_context(listeners.digest.watching())
+    if trace is not None or (check is not None and check.hears_everything):
+        listeners.digest = EventDigest(machine)
+        stack.enter_context(listeners.digest.watching())
     if trace is not None:
         stack.enter_context(FtraceWriter(machine, trace).watching())
-    if check:
-        listeners.sanitizer = Sanitizer(machine)
+    if check is not None:
+        laws = laws_seen(STATE if check.every else BOTH) if check.laws is None else check.laws
+        listeners.sanitizer = Sanitizer(machine, laws, every=check.every)
         stack.enter_context(listeners.sanitizer.watching())
     return listeners
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
 from ..errors import ModelBug
+from ..events import folio_referenced as trace_folio_referenced
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT
 from .mmu_notifier import (
     MmuNotifierEvent,
@@ -108,6 +109,8 @@ def folio_referenced(page: Page) -> int:
             young = mmu_notifier_clear_flush_young(mm, start, Hva(start + PAGE_SIZE)) or young
         if young:
             referenced += 1
+    if trace_folio_referenced.on:
+        trace_folio_referenced(page.pfn, referenced)
     return referenced
 
 

@@ -162,7 +162,7 @@ NOTIFIER_BUGS = [
         "I3",
         [(notifier.kvm_unmap_gfn_range, "kvm_zap_rmap(kvm, slot, first)", "kvm_zap_rmap(kvm, slot, first + 1)")],
     ),
-    Bug("mmu_lock not taken", "lockdep", [(START, "kvm.mmu_lock.acquire()", "pass")]),
+    Bug("mmu_lock not taken", "LOCKDEP", [(START, "kvm.mmu_lock.acquire()", "pass")]),
 ]
 
 IGNORE_WRITES: Edit = (emulate._track_writes, "_changes(window, after)", "()")
@@ -297,7 +297,7 @@ MMU_BUGS = [
     ),
     Bug(
         "allocation under mmu_lock",
-        "lockdep",
+        "LOCKDEP",
         [(page_fault.fetch, "kvm = vcpu.kvm\n", "kvm = vcpu.kvm; kvm.mm.host.alloc_page()\n")],
     ),
     Bug(
@@ -345,7 +345,7 @@ SMP_BUGS = [
     Bug("flush reaches the first vCPU only", "I4", [FIRST_ONLY], TOGETHER, blind="I16 I3"),
     Bug("no retry", "I2 I3 I10", [NO_RETRY], TOGETHER_PREEMPTED),
     Bug("sequence not moved at the end", "I10 I11", [(notifier.kvm_mmu_invalidate_end, "+= 1", "+= 0")], TOGETHER),
-    Bug("mmu_lock not taken by a fault", "lockdep", [(page_fault._map, "kvm.mmu_lock.acquire()", "pass")], TOGETHER),
+    Bug("mmu_lock not taken by a fault", "LOCKDEP", [(page_fault._map, "kvm.mmu_lock.acquire()", "pass")], TOGETHER),
 ]
 
 MM_BUGS = [

@@ -1,5 +1,6 @@
-"""The MMU sanitizer: `--check`. See sanitizer.py."""
+"""The MMU sanitizer: `--check`. See laws.py and sanitizer.py."""
 
-from .sanitizer import Sanitizer
+from .laws import LAWS, Law
+from .sanitizer import Sanitizer, validate
 
-__all__ = ["Sanitizer"]
+__all__ = ["LAWS", "Law", "Sanitizer", "validate"]

@@ -8,22 +8,24 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from ...addr import PAGE_SHIFT, Pfn
+from ...addr import PAGE_SHIFT, Pfn, Vpn
 from ...events import host_pte_change, lock_release, mm_page_free, swap_writepage
+from ...mm.gup import host_pte
 from ...mm.pgtable import SWP_ENTRY
 from ...phys import ZERO_PAGE
 from ...sync import LockRank
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from .rules import Handler, Rules
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
-    from .sanitizer import Handler, Sanitizer
+    from .sanitizer import Sanitizer
 
 Address = tuple[int, int]
 """(mm, vpn)."""
 
 
-class ContentRules:
+class ContentRules(Rules):
     """See the module.
 
     _cleared: addresses whose pte became none under the page table lock that is still held, and the frame it had.
@@ -31,8 +33,10 @@ class ContentRules:
     _away: checksum of the frame of a swapped-out address when it was freed. _slot_of, _refs: swap entries.
     """
 
+    laws = frozenset(("SWAP", "CONTENT", "HOST-TLB"))
+
     def __init__(self, sanitizer: Sanitizer) -> None:
-        self.sanitizer = sanitizer
+        super().__init__(sanitizer)
         self.mm = sanitizer.machine.mm
         self.ram = sanitizer.machine.ram
         self._cleared: dict[Address, Pfn] = {}
@@ -51,8 +55,10 @@ class ContentRules:
             swap_writepage: self._on_write,
         }
 
-    def finish(self) -> None:
-        """Nothing is left to check."""
+    def validate(self) -> None:
+        """The host's TLB agrees with the page table."""
+        for vpn in self.mm.tlb:
+            self._check_host_tlb((self.mm.id, vpn), host_pte(self.mm, Vpn(vpn)))
 
     def _on_host_pte_change(self, mm_id: int, vpn: int, old: int, new: int) -> None:
         at = (mm_id, vpn)
@@ -84,6 +90,7 @@ class ContentRules:
         pfn = self._cleared.pop(at, None)
         if pfn is None:
             self.sanitizer.fail("SWAP", f"vpn {at[1]:#x} gets swap entry {slot}", "no page was there")
+            return
         self._frame_of[at] = pfn
         self._left.setdefault(pfn, set()).add(at)
         self._slot_of[at] = slot

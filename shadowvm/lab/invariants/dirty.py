@@ -1,37 +1,46 @@
-"""Laws of dirty logging: I17, I30. A page that the log calls clean holds what it held when its bit was cleared."""
+"""Laws of dirty logging: I17, I30, I31. A page that the log calls clean holds what it held when its bit was cleared."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...addr import PAGE_SHIFT, Gfn, Pfn
-from ...events import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_set_memslot
+from ...events import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_set_memslot, lock_release
+from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.spte import spte_pfn
 from ...mm.gup import host_pte
 from ...phys import ZERO_PAGE
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
 from .frames import slot_checksum
-from .tlb import stale_tlb
+from .rules import Handler, Rules
+from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...kvm.memslot import MemSlot
-    from .sanitizer import Handler, Sanitizer
+    from ...sync import Task
+    from .sanitizer import Sanitizer
 
 NO_PAGE = zlib.crc32(ZERO_PAGE)
 
 
-class DirtyRules:
-    """_clean: for each slot with a log, checksum of each page when its bit was last cleared."""
+class DirtyRules(Rules):
+    """_clean: for each slot with a log, checksum of each page when its bit was last cleared.
+
+    _enabling: tasks that turn a log on, and the slot.
+    """
+
+    laws = frozenset(("I17", "I30", "I31"))
 
     def __init__(self, sanitizer: Sanitizer) -> None:
-        self.sanitizer = sanitizer
+        super().__init__(sanitizer)
         self.kvm = sanitizer.machine.kvm
         self.host = sanitizer.machine.host
         self._clean: dict[int, dict[Gfn, int]] = {}
+        self._enabling: dict[Task, int] = {}
 
     def handlers(self) -> dict[Tracepoint, Handler]:
         """Harvests, and slots that lose their log."""
@@ -39,13 +48,42 @@ class DirtyRules:
             kvm_get_dirty_log: self._on_get,
             kvm_clear_dirty_log: self._on_clear,
             kvm_set_memslot: self._on_set_memslot,
+            lock_release: self._on_lock_release,
         }
 
-    def finish(self) -> None:
-        """Nothing is left to check."""
+    def validate(self) -> None:
+        """No store to a page that is clean in a log passes; while somebody changes slots it still may."""
+        if self.kvm.slots_lock.owner is not None:
+            return
+        for slot in self.kvm.memslots.slots:
+            if slot.dirty_bitmap is not None:
+                self._check_protected(slot, sorted(slot.rmap))
 
-    def _on_set_memslot(self, slot_id: int, change: str, *_rest: int) -> None:
+    def _on_set_memslot(self, slot_id: int, change: str, flags: int, *_rest: int) -> None:
         self._clean.pop(slot_id, None)
+        if change == "flags-only" and flags & KVM_MEM_LOG_DIRTY_PAGES:
+            self._enabling[self.sanitizer.machine.sched.current] = slot_id
+
+    def _on_lock_release(self, lock: Any) -> None:
+        """The log is on when the call returns: no TLB may know a page as writable that no fault has made so since."""
+        if not self._enabling or lock is not self.kvm.slots_lock:
+            return
+        slot_id = self._enabling.pop(self.sanitizer.machine.sched.current, None)
+        slot = None if slot_id is None else self.kvm.memslots.by_id(slot_id)
+        if slot is None or slot.dirty_bitmap is None:
+            return
+        clean = {self._frame(slot, gfn): gfn for gfn in self._pages(slot)}
+        for vcpu in self.kvm.vcpus:
+            for pfn in cached_frames(vcpu, writable=True):
+                if pfn in clean:
+                    self.sanitizer.fail(
+                        "I31", f"the log of slot {slot_id} is on", f"vcpu {vcpu.id} caches gfn {clean[pfn]:#x} writable"
+                    )
+
+    def _frame(self, slot: MemSlot, gfn: Gfn) -> int:
+        """The frame of a page, 0 if it has none."""
+        pte = host_pte(self.kvm.mm, slot.vpn(gfn))
+        return (pte & PT_ADDR_MASK) >> PAGE_SHIFT if pte & PT_PRESENT else 0
 
     def _on_get(self, slot_id: int, dirty: list[Gfn], cleared: bool) -> None:
         slot = self.kvm.memslots.by_id(slot_id)

@@ -20,13 +20,13 @@ from ...kvm.mmu.spte import SPTE_MMU_PRESENT, spte_pfn
 from ...mm.pgtable import SWP_ENTRY
 from ...phys import POISON_PAGE, ZERO_PAGE
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
-from .tlb import stale_tlb
+from .rules import Handler, Rules
+from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...mm.swap import SwapFile
-    from .sanitizer import Handler, Sanitizer
-    from .shadow import ShadowRules
+    from .sanitizer import Sanitizer
 
 
 def slot_checksum(swap: SwapFile, slot: int) -> int:
@@ -35,16 +35,18 @@ def slot_checksum(swap: SwapFile, slot: int) -> int:
     return zlib.crc32(data)
 
 
-class FrameRules:
+class FrameRules(Rules):
     """See the module.
 
     _written: slot -> checksum of what was last written there. _slot_of: frame -> slot of the swap entry that
     replaced its pte. _unlinked: shadow pages that lost a link and were not flushed since.
     """
 
-    def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
-        self.sanitizer = sanitizer
-        self.shadow = shadow
+    laws = frozenset(("I4", "I18", "FRAME", "POISON", "SWAP"))
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        super().__init__(sanitizer)
+        self.shadow = sanitizer.shadow
         machine = sanitizer.machine
         self.kvm = machine.kvm
         self.host = machine.host
@@ -75,12 +77,32 @@ class FrameRules:
             kvm_flush_remote_tlbs: self._on_flush,
         }
 
+    def validate(self) -> None:
+        """Free frames are mapped nowhere, used by nobody, and hold poison."""
+        self.shadow.adopt()
+        zone = self.host.zone
+        for vcpu in self.kvm.vcpus:
+            for pfn in cached_frames(vcpu):
+                if pfn in self._free:
+                    self.sanitizer.fail("I4", f"pfn {pfn:#x} is free", f"the TLB of vcpu {vcpu.id} may map it")
+        for page in zone.free_list:
+            for sptep in self.shadow.by_pfn.get(page.pfn, ()):
+                self.sanitizer.fail("I4", f"pfn {page.pfn:#x} is free", f"spte at {sptep * 8:#x} maps it")
+            if page.refcount:
+                self.sanitizer.fail("FRAME", f"pfn {page.pfn:#x} is free", f"it has {page.refcount} references")
+            if "POISON" in self.sanitizer.laws:
+                self._check_poison(page.pfn)
+
     def finish(self) -> None:
         """With the mm gone every frame is free, and still poisoned."""
         zone = self.host.zone
         if zone.nr_free != zone.managed:
             self.sanitizer.fail(
                 "FRAME", f"{zone.managed - zone.nr_free} frames are in use", "nobody is left to use them"
+            )
+        if zone.zero_page.refcount != 1:
+            self.sanitizer.fail(
+                "FRAME", f"the zero page has {zone.zero_page.refcount} references", "it was born with one"
             )
         if self.host.swap.nr_free != self.host.swap.nr_slots:
             used = self.host.swap.nr_slots - self.host.swap.nr_free

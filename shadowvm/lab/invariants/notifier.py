@@ -18,30 +18,33 @@ from ...events import (
     spte_change,
 )
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
+from ...mm.gup import host_pte
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from .rules import Handler, Rules
 from .shadow import gfns_of, vpn_of
-from .tlb import stale_tlb
+from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...mm.mmu_notifier import MmuNotifierRange
     from ...sync import Task
-    from .sanitizer import Handler, Sanitizer
-    from .shadow import ShadowRules
+    from .sanitizer import Sanitizer
 
 MAX_FRUITLESS_FAULTS = 1000
 
 
-class NotifierRules:
+class NotifierRules(Rules):
     """See the module. `open`: invalidations between start and end, by identity of the range.
 
     _range_of: the one that a task has opened. _begun: the open ones that kvm knows of: its callbacks take mmu_lock once
     at the start and once at the end, at which other tasks may run.
     """
 
-    def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
-        self.sanitizer = sanitizer
-        self.shadow = shadow
+    laws = frozenset("I1 I2 I3 I5 I6 I7 I10 I11 I12 I13 I14 I15".split())
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        super().__init__(sanitizer)
+        self.shadow = sanitizer.shadow
         self.kvm = sanitizer.machine.kvm
         self.open: dict[int, MmuNotifierRange] = {}
         self._range_of: dict[Task, MmuNotifierRange] = {}
@@ -70,6 +73,33 @@ class NotifierRules:
             kvm_emulate_insn: self._on_emulate_insn,
             lock_release: self._on_lock_release,
         }
+
+    def validate(self) -> None:
+        """What is mapped is still the process's, as writable; nothing is counted as open that is not."""
+        self.shadow.adopt()
+        kvm = self.kvm
+        in_progress = kvm.mmu_invalidate_in_progress
+        if in_progress < 0 or in_progress > kvm.mn_active_invalidate_count:
+            self.sanitizer.fail(
+                "I13", f"mmu_invalidate_in_progress is {in_progress}", f"{kvm.mn_active_invalidate_count} are open"
+            )
+        for leaf in self.shadow.leaves.values():
+            vpn = vpn_of(kvm, leaf.gfn)
+            pte = 0 if vpn is None else host_pte(kvm.mm, vpn)
+            if not self._registered():
+                self.sanitizer.fail("I7", f"spte {leaf.spte:#x} maps gfn {leaf.gfn:#x}", "kvm hears of no invalidation")
+            if not pte & PT_PRESENT:
+                self.sanitizer.fail("I3", f"spte {leaf.spte:#x} maps gfn {leaf.gfn:#x}", f"its host pte is {pte:#x}")
+            if leaf.spte & SPTE_MMU_WRITABLE and not pte & PT_WRITABLE:
+                self.sanitizer.fail("I6", f"spte {leaf.spte:#x} is writable", f"its host pte {pte:#x} is read-only")
+        self._validate_tlbs()
+
+    def _validate_tlbs(self) -> None:
+        zone = self.kvm.mm.host.zone
+        for vcpu in self.kvm.vcpus:
+            for pfn in cached_frames(vcpu):
+                if zone.mem_map[pfn] is not zone.zero_page and not zone.mem_map[pfn].mapcount:
+                    self.sanitizer.fail("I3", f"vcpu {vcpu.id} caches pfn {pfn:#x}", "no host pte maps it")
 
     def finish(self) -> None:
         """No invalidation may be left open."""
@@ -162,6 +192,8 @@ class NotifierRules:
 
     def _on_seq_sample(self, vcpu_id: int, gfn: Gfn, seq: int) -> None:
         self._clock += 1
+        if seq != self.kvm.mmu_invalidate_seq:
+            self.sanitizer.fail("I12", f"sequence {seq} is sampled", f"it is {self.kvm.mmu_invalidate_seq}")
         self._sampled[self._task()] = (self._clock, self.kvm.mmu_invalidate_seq, gfn)
 
     def _on_get_user_page(self, mm_id: int, vpn: int, pfn: int, write: bool) -> None:
@@ -195,6 +227,7 @@ class NotifierRules:
         sampled = self._sampled.get(self._task())
         if sampled is None or sampled[2] != gfn:
             self.sanitizer.fail("I10", what, "no sequence was sampled for it")
+            return
         sampled_at, seq, _ = sampled
         read_vpn, read_at = self._read_at.get(self._task(), (-1, 0))
         if read_vpn == vpn and read_at < sampled_at:

@@ -1,4 +1,4 @@
-"""Laws of the shadow tables: I19, I21-I25, I35. Keeps the sanitizer's own map of present leaves.
+"""Laws of the shadow tables: I19, I21-I25, I34, I35. Keeps the sanitizer's own map of present leaves.
 
 `leaves` is built from stores to shadow tables alone; the rmap, the counters and the tables themselves are compared
 with it. Guest tables are read through the host page tables without touching them.
@@ -17,7 +17,7 @@ from ...events import kvm_entry, kvm_exit, kvm_mmu_get_page, lock_release, spte_
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.role import A20_GFN_MASK, ROLE_CR0_WP, unpack_role
 from ...kvm.mmu.shadow import KvmMmuPage
-from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, spte_pfn
+from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, is_last_spte, spte_pfn
 from ...mm.gup import host_pte
 from ...x86 import (
     PT_ACCESSED,
@@ -31,11 +31,12 @@ from ...x86 import (
     PT_USER,
     PT_WRITABLE,
 )
+from .rules import Handler, Rules
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...kvm.vm import Kvm
-    from .sanitizer import Handler, Sanitizer
+    from .sanitizer import Sanitizer
 
 SWEEP_EVERY = 256
 """Exits between two looks at every entry of every shadow table."""
@@ -59,11 +60,13 @@ class Leaf(NamedTuple):
     spte: int
 
 
-class ShadowRules:
+class ShadowRules(Rules):
     """See the module. `leaves`: sptep -> Leaf; `by_gfn`, `by_pfn`: the spteps of a frame."""
 
+    laws = frozenset("I19 I21 I22 I23 I24 I25 I34 I35".split())
+
     def __init__(self, sanitizer: Sanitizer) -> None:
-        self.sanitizer = sanitizer
+        super().__init__(sanitizer)
         self.kvm = sanitizer.machine.kvm
         self.leaves: dict[int, Leaf] = {}
         self.by_gfn: dict[Gfn, set[int]] = {}
@@ -71,6 +74,7 @@ class ShadowRules:
         self._changed_gfns: set[Gfn] = set()
         self._new_pages: list[Gfn] = []
         self._exits = 0
+        self._adopted = False
 
     def handlers(self) -> dict[Tracepoint, Handler]:
         """Stores to shadow tables, new shadow pages, the end of a critical section, and exits for the sweep."""
@@ -81,6 +85,28 @@ class ShadowRules:
             kvm_entry: self._on_entry,
             kvm_exit: self._on_exit,
         }
+
+    def adopt(self) -> None:
+        """Make the books from the tables as they are, instead of from events. Once is enough."""
+        if self._adopted:
+            return
+        self._adopted = True
+        for sp in self.kvm.sp_by_pfn.values():
+            for sptep in self._present(sp):
+                if is_last_spte(self.kvm.q[sptep], sp.level):
+                    self._book_leaf(sp, sptep, self.kvm.q[sptep])
+
+    def validate(self) -> None:
+        """Every entry, rmap and counter, against the tables as they are."""
+        self.adopt()
+        for sptep, leaf in self.leaves.items():
+            self._check_leaf(self.kvm.sp_by_pfn[Pfn(sptep >> 9)], sptep, leaf.spte, widened=False)
+        for slot in self.kvm.memslots.slots:
+            self._changed_gfns.update(slot.rmap)
+        self._on_lock_release(self.kvm.mmu_lock)
+        for vcpu in self.kvm.vcpus:
+            self._on_entry(vcpu.id, 0)
+        self.sweep()
 
     def finish(self) -> None:
         """One last sweep."""
@@ -104,6 +130,8 @@ class ShadowRules:
         if is_leaf:
             self._book_leaf(sp, sptep, new)
         if new & SPTE_MMU_PRESENT:
+            if sp.invalid and not old & SPTE_MMU_PRESENT:
+                self.fail("I34", f"spte {new:#x} is installed", f"in a zapped shadow page of gfn {sp.gfn:#x}")
             if not is_leaf:
                 self._check_link(sp, sptep, new)
             else:
@@ -135,7 +163,7 @@ class ShadowRules:
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
         vpn = vpn_of(self.kvm, leaf.gfn)
         if vpn is None:
-            self.fail("I23", where, "no memslot has this gfn")
+            self.fail("I34", where, "no memslot has this gfn")
             return
         pte = host_pte(self.kvm.mm, vpn)
         if not pte & PT_PRESENT or (pte & PT_ADDR_MASK) >> PAGE_SHIFT != leaf.pfn:
@@ -205,6 +233,8 @@ class ShadowRules:
         if child is None or child.invalid:
             self.fail("I22", where, "no live shadow page is there")
             return
+        if child.pfn not in self.kvm.active_mmu_pages:
+            self.fail("I35", f"{where} publishes the shadow page of gfn {child.gfn:#x}", "it is on no list")
         if child.level != sp.level - 1 or sptep not in child.parent_ptes:
             self.fail("I22", where, f"the page is of level {child.level} and has parents {list(child.parent_ptes)}")
         if sp.direct:
@@ -291,12 +321,10 @@ class ShadowRules:
 
     def sweep(self) -> None:
         """Look at every entry of every shadow table: nothing is there that the books do not have, or is stale."""
-        ram = np.frombuffer(self.kvm.mm.host.ram.b, np.uint64)
         found = 0
         for sp in self.kvm.sp_by_pfn.values():
-            table = ram[sp.q : sp.q + 512]
-            for index in np.flatnonzero(table & np.uint64(SPTE_MMU_PRESENT)).tolist():
-                spte = self.kvm.q[sp.q + index]
+            for sptep in self._present(sp):
+                index, spte = sptep & 511, self.kvm.q[sptep]
                 if sp.level > 1:
                     self._check_link(sp, sp.q + index, spte)
                     continue
@@ -308,6 +336,12 @@ class ShadowRules:
         if found != len(self.leaves):
             self.fail("I35", f"{found} leaves in the tables", f"{len(self.leaves)} in the books")
         self._check_tracking()
+
+    def _present(self, sp: KvmMmuPage) -> list[int]:
+        """The spteps of a shadow page's present entries."""
+        table = np.frombuffer(self.kvm.mm.host.ram.b, np.uint64)[sp.q : sp.q + 512]
+        found: list[int] = (np.flatnonzero(table & np.uint64(SPTE_MMU_PRESENT)) + sp.q).tolist()
+        return found
 
     def _check_tracking(self) -> None:
         """As many counts of write tracking as shadow pages of guest tables: one too many blocks a page for good."""

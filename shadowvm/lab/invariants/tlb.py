@@ -1,4 +1,4 @@
-"""Laws of the TLBs: I16, I18, and that a requested flush happens before the guest runs on.
+"""Laws of the TLBs: I16, I18, I25, and that a requested flush happens before the guest runs on.
 
 The walker notes for every frame the flush epoch of its last fill; a frame may be cached while that epoch is the
 current one. A vCPU that has a flush pending and is not in the guest caches nothing that it could use.
@@ -8,26 +8,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ...addr import Pfn
 from ...cpu.mailbox import EPOCH, NO_WINDOW, WINDOW1_VA, WINDOW_VA
 from ...events import kvm_entry, kvm_flush_remote_tlbs, lock_release, spte_change
 from ...kvm.mmu.root import is_obsolete_root
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
-from ...kvm.vm import KVM_REQ_TLB_FLUSH
+from ...kvm.vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
+from .rules import Handler, Rules
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...kvm.vcpu import Vcpu
-    from .sanitizer import Handler, Sanitizer
-    from .shadow import ShadowRules
+    from .sanitizer import Sanitizer
 
 
-class TlbRules:
+class TlbRules(Rules):
     """See the module."""
 
-    def __init__(self, sanitizer: Sanitizer, shadow: ShadowRules) -> None:
-        self.sanitizer = sanitizer
-        self.shadow = shadow
+    laws = frozenset(("I16", "I18", "I25"))
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        super().__init__(sanitizer)
+        self.shadow = sanitizer.shadow
         self.kvm = sanitizer.machine.kvm
         self._unflushed: str | None = None
         self._epoch_to_pass: dict[int, int] = {}
@@ -41,8 +45,22 @@ class TlbRules:
             kvm_entry: self._on_entry,
         }
 
-    def finish(self) -> None:
-        """Nothing is left to check."""
+    def validate(self) -> None:
+        """What a TLB may hold is mapped by an spte, as widely; no root in use was zapped."""
+        self.shadow.adopt()
+        leaves = self.shadow.leaves.values()
+        mapped = {leaf.pfn for leaf in leaves}
+        writable = {leaf.pfn for leaf in leaves if leaf.spte & SPTE_MMU_WRITABLE}
+        for vcpu in self.kvm.vcpus:
+            obsolete = any(is_obsolete_root(self.kvm, root) for root in vcpu.roots)
+            if obsolete and not vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+                self.sanitizer.fail("I18", f"vcpu {vcpu.id} goes on with its roots", "one of them was zapped")
+            for pfn in cached_frames(vcpu):
+                if pfn not in mapped:
+                    self.sanitizer.fail("I16", f"vcpu {vcpu.id} caches pfn {pfn:#x}", "no spte maps it")
+            for pfn in cached_frames(vcpu, writable=True):
+                if pfn not in writable:
+                    self.sanitizer.fail("I16", f"vcpu {vcpu.id} caches pfn {pfn:#x} writable", "no spte allows that")
 
     def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
         removed = old & SPTE_MMU_PRESENT and not new & SPTE_MMU_PRESENT
@@ -72,6 +90,16 @@ class TlbRules:
             self.sanitizer.fail("I18", f"vcpu {vcpu_id} enters the guest", "one of its roots was zapped")
         if box[WINDOW_VA] != NO_WINDOW or box[WINDOW1_VA] != NO_WINDOW:
             self.sanitizer.fail("I25", f"vcpu {vcpu_id} enters the guest", "a page table is open for an emulated store")
+
+
+def cached_frames(vcpu: Vcpu, *, writable: bool = False) -> list[Pfn]:
+    """Frames that a vCPU's TLB may map, unless it will flush before it runs on."""
+    if vcpu.requests & KVM_REQ_TLB_FLUSH:
+        return []
+    engine = vcpu.engine
+    epochs = np.frombuffer(engine.write_epoch if writable else engine.fill_epoch, np.uint32)
+    found: list[Pfn] = np.flatnonzero(epochs == engine.box[EPOCH]).tolist()
+    return found
 
 
 def stale_tlb(vcpus: list[Vcpu], pfn: Pfn, *, writable: bool = False) -> Vcpu | None:

@@ -1,0 +1,60 @@
+"""Laws of memory slots: I34. Nothing is left of a slot that was deleted or moved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...events import kvm_set_memslot, lock_release
+from .rules import Handler, Rules
+
+if TYPE_CHECKING:
+    from ...events import Tracepoint
+    from ...kvm.memslot import MemSlot
+    from ...sync import Task
+    from .sanitizer import Sanitizer
+
+
+class SlotRules(Rules):
+    """_going: the slot that a task is deleting or moving."""
+
+    laws = frozenset(("I34",))
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        super().__init__(sanitizer)
+        self.shadow = sanitizer.shadow
+        self.kvm = sanitizer.machine.kvm
+        self._going: dict[Task, MemSlot] = {}
+
+    def handlers(self) -> dict[Tracepoint, Handler]:
+        """Changes of slots: their beginning, and their end."""
+        return {kvm_set_memslot: self._on_set_memslot, lock_release: self._on_lock_release}
+
+    def validate(self) -> None:
+        """Every leaf and every rmap entry is of a slot that is there."""
+        self.shadow.adopt()
+        for gfn, spteps in sorted(self.shadow.by_gfn.items()):
+            if spteps and self.kvm.memslots.find(gfn) is None:
+                self.sanitizer.fail("I34", f"gfn {gfn:#x} is mapped", "no slot has it")
+        for slot in self.kvm.memslots.slots:
+            for gfn in slot.rmap:
+                if not slot.base_gfn <= gfn < slot.end_gfn:
+                    self.sanitizer.fail("I34", f"slot {slot.id} has an rmap of gfn {gfn:#x}", "it is outside of it")
+
+    def _on_set_memslot(self, slot_id: int, change: str, *_rest: int) -> None:
+        old = self.kvm.memslots.by_id(slot_id)
+        if old is not None and change in ("delete", "move"):
+            self._going[self.sanitizer.machine.sched.current] = old
+
+    def _on_lock_release(self, lock: Any) -> None:
+        if lock is not self.kvm.slots_lock:
+            return
+        gone = self._going.pop(self.sanitizer.machine.sched.current, None)
+        if gone is None:
+            return
+        for gfn in gone.rmap:
+            self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"its gfn {gfn:#x} is mapped")
+        for gfn in gone.gfn_write_track:
+            self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"its gfn {gfn:#x} has a shadow page")
+        for gfn, spteps in self.shadow.by_gfn.items():
+            if spteps and self.kvm.memslots.find(gfn) is None:
+                self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"gfn {gfn:#x} is mapped, and in no slot")
