@@ -35,6 +35,7 @@ from .errors import ConfigError, SwapIOError
 from .kvm.cpuid import cpuid, parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
 from .kvm.irq import IrqState
+from .kvm.memslot import KVM_MEM_READONLY
 from .kvm.mp_state import MpState
 from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
@@ -124,11 +125,11 @@ class Machine:
             undo.pop_all()
 
     def _add_rom(self, rom: Segment) -> None:
-        """A slot of its own for firmware outside of memory. The guest could write it, as shadow RAM."""
+        """A slot of its own for firmware outside of memory; read-only, as QEMU's pc.bios is."""
         offset = rom.gpa % HUGE_PAGE_SIZE
         hva = Hva(mmap(self.mm, offset + rom.memsz) + offset)
         slot_id = len(self.kvm.memslots.slots)
-        self.kvm.set_user_memory_region(slot_id, rom.gpa, rom.memsz, hva)
+        self.kvm.set_user_memory_region(slot_id, rom.gpa, rom.memsz, hva, KVM_MEM_READONLY)
         self.write_guest(rom.gpa, rom.data)
 
     def _add_pc(self, bios_ran: bool) -> None:

@@ -32,7 +32,18 @@ def _no_device(gpa: Gpa, size: int) -> int:
 class Mmio:
     """The windows of one engine. `raised` is told of a handler's exception, which must not cross native frames."""
 
-    __slots__ = ("_box", "_callbacks", "_low", "_on_read", "_on_write", "_raised", "_reads", "_replayed", "active")
+    __slots__ = (
+        "_box",
+        "_callbacks",
+        "_low",
+        "_memory",
+        "_on_read",
+        "_on_write",
+        "_raised",
+        "_reads",
+        "_replayed",
+        "active",
+    )
 
     def __init__(self, box: memoryview[int], raised: Callable[[BaseException], None]) -> None:
         self._box, self._raised = box, raised
@@ -40,6 +51,7 @@ class Mmio:
         self._on_write: WriteHandler = lambda gpa, size, value: None
         self._callbacks = (READ_CALLBACK(self._read), WRITE_CALLBACK(self._write))
         self._low = 0
+        self._memory: list[memoryview | None] = [None] * mb.NR_MMIO_WINDOWS
         self._reads: list[tuple[Gpa, int, int]] = []
         self._replayed = 0
         self.active = False
@@ -54,15 +66,17 @@ class Mmio:
     def set_handlers(self, read: ReadHandler, write: WriteHandler) -> None:
         self._on_read, self._on_write = read, write
 
-    def open(self, n: int, va: Gva, gpa: Gpa) -> None:
-        """Send data accesses to the page of `va` to the page of `gpa`; `n` is 0 or 1."""
+    def open(self, n: int, va: Gva, gpa: Gpa, memory: memoryview | None) -> None:
+        """Send data accesses to the page of `va` to the page of `gpa`; `n` is 0 or 1. Loads get what `memory` has."""
         word = mb.MMIO_WINDOWS + 2 * n
         self._box[word], self._box[word + 1] = va & ~(PAGE_SIZE - 1), gpa & ~(PAGE_SIZE - 1)
         self._box[mb.WINDOWS_OPEN] |= 1 << mb.NR_WINDOWS + n
+        self._memory[n] = memory
 
     def close(self) -> None:
         for n in range(mb.NR_MMIO_WINDOWS):
             self._box[mb.MMIO_WINDOWS + 2 * n] = mb.NO_WINDOW
+            self._memory[n] = None
 
     def begin_step(self) -> None:
         """The next accesses may be those of a step that failed: answer its reads from what was read then."""
@@ -90,14 +104,21 @@ class Mmio:
             if self._is_second_half(offset, size):
                 return self._low >> 32
             if self._is_first_half(offset, size):
-                self._low = self._read_once(self._gpa(offset), 2 * HALF)
+                self._low = self._load(offset, 2 * HALF)
                 return self._low & 0xFFFF_FFFF
-            return self._read_once(self._gpa(offset), size)
+            return self._load(offset, size)
         except BaseException as error:
             self._raised(error)
             return 0
         finally:
             self.active = False
+
+    def _load(self, offset: int, size: int) -> int:
+        memory = self._memory[offset >> PAGE_SHIFT]
+        if memory is None:
+            return self._read_once(self._gpa(offset), size)
+        at = offset & PAGE_SIZE - 1
+        return int.from_bytes(memory[at : at + size], "little")
 
     def _read_once(self, gpa: Gpa, size: int) -> int:
         i, self._replayed = self._replayed, self._replayed + 1

@@ -379,9 +379,9 @@ class UnicornEngine(Registers):
         """`read(gpa, size)` and `write(gpa, size, value)` answer accesses to MMIO windows; sizes are 1, 2, 4, 8."""
         self._mmio.set_handlers(read, write)
 
-    def set_mmio_window(self, n: int, va: Gva, gpa: Gpa) -> None:
-        """During `step`, send data accesses to the page of `va` to the handlers of `on_mmio`; `n` is 0 or 1."""
-        self._mmio.open(n, va, gpa)
+    def set_mmio_window(self, n: int, va: Gva, gpa: Gpa, memory: memoryview | None = None) -> None:
+        """During `step`, data accesses to the page of `va` go to the handlers; loads to `memory` if given."""
+        self._mmio.open(n, va, gpa, memory)
 
     def clear_windows(self) -> None:
         """End all windows, and flush the TLB if there were others than MMIO's, of which it keeps nothing."""

@@ -30,7 +30,7 @@ from .mmu.paging_mode import MAXPHYADDR, PDPTR_RSVD
 
 if TYPE_CHECKING:
     from .cpuid import CpuModel
-    from .vm import Kvm
+    from .vcpu import Vcpu
 
 CR0_NW, CR0_CD = 1 << 29, 1 << 30
 CR0_RESERVED = 0x1FFAFFC0
@@ -100,16 +100,16 @@ def is_valid_efer(value: int, *, model: CpuModel, old: int, cr0: int) -> bool:
     return not (cr0 & CR0_PG and (value ^ old) & EFER_LME)
 
 
-def load_pdptrs(kvm: Kvm, cr3: int) -> list[int] | None:
+def load_pdptrs(vcpu: Vcpu, cr3: int) -> list[int] | None:
     """The four PAE pointers at CR3; None (#GP) if a present one has reserved bits, or memory is not there."""
     gfn = Gfn((cr3 & 0xFFFFFFE0) >> PAGE_SHIFT)
-    slot = kvm.memslots.find(gfn)
+    slot = vcpu.memslots.find(gfn)
     if slot is None:
         return None
     pdptrs = []
     for index in range(4):
         hva = Hva(slot.vpn(gfn) << PAGE_SHIFT | cr3 & 0xFE0 | index << 3)
-        value = read_user_u64(kvm.mm, hva)
+        value = read_user_u64(vcpu.kvm.mm, hva)
         if isinstance(value, VmFault) or (value & PT_PRESENT and value & PDPTR_RSVD):
             return None
         pdptrs.append(value)

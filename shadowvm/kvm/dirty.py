@@ -109,7 +109,7 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
 
 
 def _logged_slot(kvm: Kvm, slot_id: int) -> MemSlot:
-    slot = kvm.memslots.by_id(slot_id)
+    slot = kvm.id_to_memslot(slot_id)
     if slot is None or slot.dirty_bitmap is None or not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         raise KvmError(errno.ENOENT, f"memory slot {slot_id}: there is no dirty log")
     return slot

@@ -5,7 +5,8 @@ write access to the page; what changed is then found by comparing the page, and 
 before the guest runs on. Every instruction works: SSE stores, locked exchanges, one iteration of a string store;
 and so does the delivery of an exception whose stack lies in such a page.
 
-Loads and stores where no memory is go the same way: for one instruction the page is a device's.
+Loads and stores where no memory is go the same way: for one instruction the page is a device's. So do stores to
+read-only memory, of which loads still read what is there.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
 from ..mm.gup import get_user_page
 from ..mm.page_alloc import Page, put_page
+from .memslot import KVM_MEMSLOT_INVALID
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
-from .mmu.spte import RetPf
+from .mmu.spte import RET_PF_CONTINUE, RET_PF_WRITE_PROTECTED, RetPf
 from .turns import vcpu_load
 
 if TYPE_CHECKING:
@@ -45,26 +47,41 @@ class Window(NamedTuple):
     size: int
 
 
-def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[RetPf, int]:
-    """Execute the instruction at RIP, which stores to the tracked page that vcpu.walker has just found for `gva`.
+class _Windows:
+    """What is open for one instruction: tracked pages, how many pages of devices, and pages of ROM to load from."""
 
-    With `event`, its delivery instead: its stack, or a descriptor that it marks, lies in a page table.
+    __slots__ = ("mmio", "rom", "tracked")
+
+    def __init__(self) -> None:
+        self.tracked: list[Window] = []
+        self.rom: list[Page] = []
+        self.mmio = 0
+
+
+def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) -> tuple[RetPf, int]:
+    """Execute the instruction at RIP, of which the access to `gva` cannot be done by the CPU.
+
+    `why`, for the page that vcpu.walker has just found: WRITE_PROTECTED, a store to a tracked page; INVALID, no memory
+    there; EMULATE, a store to ROM. With `event`, its delivery instead: its stack, or a descriptor that it marks, lies
+    in a page table.
 
     (CONTINUE, exit): how the engine left the instruction, QUANTUM if it is done. Else what became of a fault on
     another page that it needs, at box[EXIT_VA]: GUEST or an errno, or RETRY: run it again as it is. What was being
     delivered then is engine.vectoring().
     """
     vcpu.stat.insn_emulation += 1
-    windows: list[Window] = []
+    windows = _Windows()
     ret, reason = RetPf.RETRY, 0
     try:
-        ret, reason = _run_with_windows(vcpu, gva, event, windows)
-        if windows:
-            _track_writes(vcpu, windows)
+        ret, reason = _run_with_windows(vcpu, gva, why, event, windows)
+        if windows.tracked:
+            _track_writes(vcpu, windows.tracked)
     finally:
         vcpu.engine.clear_windows()
-        for window in windows:
+        for window in windows.tracked:
             put_page(vcpu.kvm.mm.host, window.page)
+        for page in windows.rom:
+            put_page(vcpu.kvm.mm.host, page)
     retired = ret == RetPf.CONTINUE and reason in (CpuExit.QUANTUM, CpuExit.STOPPED)
     vcpu.stat.insn_emulation_fail += not retired
     if kvm_emulate_insn.on:
@@ -72,24 +89,23 @@ def emulate_write(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[Ret
     return ret, reason
 
 
-def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[Window]) -> tuple[RetPf, int]:
+def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, windows: _Windows) -> tuple[RetPf, int]:
     """Try until nothing that the MMU can mend stands in the way. What the instruction raises is delivered too."""
     engine = vcpu.engine
     vcpu.link_generation = -1
-    mmio_windows = 0
-    ret = _open_window(vcpu, gva, windows) if vcpu.slot_of_walk() else RetPf.INVALID
     for _ in range(MAX_ATTEMPTS):
-        if ret == RetPf.INVALID and mmio_windows < MAX_WINDOWS and engine.box[EXIT_ACCESS] != FETCH:
-            engine.set_mmio_window(mmio_windows, gva, Gpa(vcpu.walker.gfn << PAGE_SHIFT))
-            mmio_windows += 1
-            vcpu.stat.mmio_exits += 1
-            ret = RetPf.CONTINUE
-        if ret != RetPf.CONTINUE:
+        if ret is RET_PF_WRITE_PROTECTED:
+            ret = _open_window(vcpu, gva, windows.tracked)
+        elif ret in (RetPf.INVALID, RetPf.EMULATE):
+            ret = _open_mmio_window(vcpu, gva, ret, windows)
+        elif ret in (RetPf.FIXED, RetPf.SPURIOUS, RetPf.RETRY):
+            ret = RET_PF_CONTINUE
+        if ret is not RET_PF_CONTINUE:
             return ret, CpuExit.WALK_FAULT
         if vcpu.requests:
             vcpu.service_requests()
         if vcpu.kvm.loaded is not vcpu:
-            _come_back(vcpu, windows)
+            _come_back(vcpu, windows.tracked)
         reason = engine.step() if event is None else engine.deliver(event)
         if reason != CpuExit.WALK_FAULT:
             return RetPf.CONTINUE, reason
@@ -97,10 +113,6 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, event: Event | None, windows: list[W
         gva = Gva(engine.box[EXIT_VA])
         vcpu.smap_active = engine.box[EXIT_SMAP] != 0
         ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
-        if ret == RetPf.WRITE_PROTECTED:
-            ret = _open_window(vcpu, gva, windows)
-        elif ret in (RetPf.FIXED, RetPf.SPURIOUS, RetPf.RETRY):
-            ret = RetPf.CONTINUE
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 
@@ -118,13 +130,43 @@ def _open_window(vcpu: Vcpu, gva: Gva, windows: list[Window]) -> RetPf:
         raise ModelBug(f"an instruction at rip {vcpu.engine.rip:#x} stores to more than {MAX_WINDOWS} pages")
     kvm = vcpu.kvm
     gfn = vcpu.walker.gfn
-    page = get_user_page(kvm.mm, vcpu.slot.vpn(gfn), True)
-    if isinstance(page, VmFault):
-        return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+    page = _get_page(vcpu, gfn, write=True)
+    if isinstance(page, RetPf):
+        return page
     before = [kvm.mm.host.ram.read_page(page.pfn)]
     windows.append(Window(gfn, page, before, gva & 0xFFF, vcpu.engine.box[EXIT_SIZE]))
     vcpu.engine.set_window(len(windows) - 1, gva, Pfn(page.pfn))
     return RetPf.CONTINUE
+
+
+def _get_page(vcpu: Vcpu, gfn: Gfn, *, write: bool) -> Page | RetPf:
+    """A reference on the page of a frame that was in a slot when the guest's tables were walked."""
+    slot = vcpu.memslots.find(gfn)
+    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+        return RetPf.RETRY
+    page = get_user_page(vcpu.kvm.mm, slot.vpn(gfn), write)
+    if isinstance(page, VmFault):
+        return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+    return page
+
+
+def _open_mmio_window(vcpu: Vcpu, gva: Gva, why: RetPf, windows: _Windows) -> RetPf:
+    """Let the instruction access a device, or ROM, at the page that the walk of `gva` found."""
+    engine = vcpu.engine
+    if windows.mmio == MAX_WINDOWS or engine.box[EXIT_ACCESS] == FETCH:
+        return why
+    gfn = vcpu.walker.gfn
+    memory = None
+    if why is RetPf.EMULATE:
+        page = _get_page(vcpu, gfn, write=False)
+        if isinstance(page, RetPf):
+            return page
+        windows.rom.append(page)
+        memory = vcpu.kvm.mm.host.ram.b[page.pfn << PAGE_SHIFT : page.pfn + 1 << PAGE_SHIFT]
+    engine.set_mmio_window(windows.mmio, gva, Gpa(gfn << PAGE_SHIFT), memory)
+    windows.mmio += 1
+    vcpu.stat.mmio_exits += 1
+    return RET_PF_CONTINUE
 
 
 def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:

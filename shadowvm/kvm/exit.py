@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import NamedTuple
 
+from ..addr import Gpa
+
 
 class ExitReason(IntEnum):
     """KVM_EXIT_*, with their numbers."""
@@ -21,12 +23,22 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
 
 
+class MmioRun(NamedTuple):
+    """The access of KVM_EXIT_MMIO: what was stored there, or how much is to be loaded from there."""
+
+    phys_addr: Gpa
+    data: bytes
+    len: int
+    is_write: bool
+
+
 class KvmRun(NamedTuple):
     """The outcome of one Vcpu.run(). INTR: the instruction limit; SYSTEM_EVENT: a device ended the run.
 
-    `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0.
+    `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0. `mmio`: of MMIO.
     """
 
     exit_reason: ExitReason
     text: str = ""
     errno: int = 0
+    mmio: MmioRun | None = None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, Gva
-from ..cpu.engine import FETCH, CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SMAP, EXIT_STACK, EXIT_VA, VECTORING
+from ..addr import PAGE_SHIFT, Gpa, Gva
+from ..cpu.engine import FETCH, READ, CpuExit, Event, EventKind
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_SIZE, EXIT_SMAP, EXIT_STACK, EXIT_VA, VECTORING
 from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
@@ -48,8 +48,10 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     ret = kvm_mmu_page_fault(vcpu, gva, error_code)
     if ret is RET_PF_FIXED and interrupted is None:
         return None
-    if ret is RET_PF_WRITE_PROTECTED or (ret == RetPf.INVALID and _is_mmio(vcpu, interrupted)):
-        return _emulate(vcpu, gva, interrupted)
+    if ret is RET_PF_WRITE_PROTECTED:
+        return _emulate(vcpu, gva, ret, interrupted)
+    if ret in (RetPf.INVALID, RetPf.EMULATE) and interrupted is None and box[EXIT_ACCESS] != FETCH:
+        return _emulate_mmio(vcpu, gva, ret)
     return _page_fault_done(vcpu, gva, ret, interrupted)
 
 
@@ -63,14 +65,21 @@ def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None
     return page_fault_failed(vcpu, gva, ret)
 
 
-def _is_mmio(vcpu: Vcpu, interrupted: Event | None) -> bool:
-    """A load or store where no memory is, on a machine that has a bus. Code cannot be fetched from a device."""
-    return vcpu.irq is not None and interrupted is None and vcpu.engine.box[EXIT_ACCESS] != FETCH
+def _emulate_mmio(vcpu: Vcpu, gva: Gva, why: RetPf) -> KvmRun | None:
+    """A load or store where no memory is, or a store to ROM. Where there is no bus, user space answers it."""
+    if vcpu.irq is not None:
+        return _emulate(vcpu, gva, why, None)
+    user = vcpu.user_mmio
+    gpa = Gpa(vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF)
+    if vcpu.engine.box[EXIT_ACCESS] == READ and user.data is None:
+        return user.ask(gpa, vcpu.engine.box[EXIT_SIZE])
+    run = _emulate(vcpu, gva, why, None)
+    return user.take_write() if run is None else run
 
 
-def _emulate(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
+def _emulate(vcpu: Vcpu, gva: Gva, why: RetPf, interrupted: Event | None) -> KvmRun | None:
     """A store to a tracked page, or an access to a device, by the instruction at RIP or the delivery of an event."""
-    ret, reason = emulate_write(vcpu, gva, interrupted)
+    ret, reason = emulate_write(vcpu, gva, why, interrupted)
     if ret is RetPf.CONTINUE:
         return None if reason == CpuExit.QUANTUM else handle_exit(vcpu, reason)
     return _page_fault_done(vcpu, Gva(vcpu.engine.box[EXIT_VA]), ret, vcpu.engine.vectoring())
@@ -112,11 +121,11 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
         kvm_cr(3, cr3)
     mode = paging_mode(cr0, cr4, efer)
     if mode is PagingMode.PAE and vcpu.pdptrs_cr3 != cr3:
-        pdptrs = load_pdptrs(vcpu.kvm, cr3)
+        pdptrs = load_pdptrs(vcpu, cr3)
         if pdptrs is None:
             return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
-    role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed)
+    role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed, vcpu.smm)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)
     vcpu.cr0, vcpu.cr3, vcpu.cr4, vcpu.efer = cr0, cr3, cr4, efer

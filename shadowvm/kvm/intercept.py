@@ -67,7 +67,7 @@ def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:
     is_pae = not long_mode and paging_mode(cr0, cr4, 0) is PagingMode.PAE
     changed = register == 3 or (cr0 ^ engine.cr0) & PDPTR_CR0 or (cr4 ^ engine.cr4) & PDPTR_CR4
     if is_pae and changed:
-        pdptrs = load_pdptrs(vcpu.kvm, cr3)
+        pdptrs = load_pdptrs(vcpu, cr3)
         if pdptrs is None:
             return False
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3

@@ -8,10 +8,19 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Hva, Vpn
+from ..x86 import PT_WRITABLE
 
 KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
+KVM_MEM_READONLY = 1 << 1
+"""ROM: the guest reads memory, and what it stores goes to a device."""
 KVM_MEMSLOT_INVALID = 1 << 16
 """The slot is being deleted or moved: faults on it retry."""
+KVM_MEM_UNCACHED = KVM_MEMSLOT_INVALID | KVM_MEM_READONLY
+"""Flags of slots that a vCPU does not remember as the one used last: each fault looks them up, and sees the flags."""
+
+KVM_ADDRESS_SPACE_NUM = 2
+"""What a vCPU sees outside (0) and inside (1) of system management mode."""
+KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS = 1 << 63
 
 
 class MemSlot:
@@ -19,10 +28,12 @@ class MemSlot:
 
     rmap: gfn -> sptep, or list of spteps, of every present leaf spte that maps it.
     dirty_bitmap: the pages that are dirty, None without logging.
+    write_mask: the guest's right to write (ACC_WRITE_MASK), if memory may ever be written through the slot, else 0.
     gfn_write_track: gfn -> number of shadow pages that shadow it; such a gfn has no writable spte.
     """
 
     __slots__ = (
+        "as_id",
         "base_gfn",
         "dirty_bitmap",
         "end_gfn",
@@ -33,16 +44,21 @@ class MemSlot:
         "rmap",
         "userspace_addr",
         "vpn_delta",
+        "write_mask",
     )
 
-    def __init__(self, slot_id: int, base_gfn: Gfn, npages: int, userspace_addr: Hva, flags: int = 0) -> None:
+    def __init__(
+        self, slot_id: int, base_gfn: Gfn, npages: int, userspace_addr: Hva, flags: int = 0, as_id: int = 0
+    ) -> None:
         self.id = slot_id
+        self.as_id = as_id
         self.base_gfn = base_gfn
         self.npages = npages
         self.end_gfn = Gfn(base_gfn + npages)
         self.userspace_addr = userspace_addr
         self.flags = flags
         self.vpn_delta = (userspace_addr >> PAGE_SHIFT) - base_gfn
+        self.write_mask = 0 if flags & KVM_MEM_READONLY else PT_WRITABLE
         self.rmap: dict[Gfn, int | list[int]] = {}
         self.gfn_write_track: dict[Gfn, int] = {}
         self.dirty_bitmap: set[Gfn] | None = None
@@ -57,24 +73,33 @@ class MemSlot:
 
 
 class MemSlots:
-    """The active slots, sorted by base gfn."""
+    """The active slots of one address space, sorted by base gfn.
 
-    __slots__ = ("_bases", "generation", "slots")
+    generation: moves with every change, by the number of address spaces, so that no two of these ever have the same.
+    Bit 63 is set from the publication of a change until every vCPU sees it.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_bases", "as_id", "generation", "slots")
+
+    def __init__(self, as_id: int = 0) -> None:
+        self.as_id = as_id
         self.slots: list[MemSlot] = []
         self._bases: list[Gfn] = []
-        self.generation = 0
+        self.generation = as_id
 
     def replace(self, old: MemSlot | None, new: MemSlot | None) -> None:
-        """Take `old` out and put `new` in; either may be None."""
+        """Take `old` out and put `new` in; either may be None. An update is in progress from here on."""
         kept = [each for each in self.slots if each is not old]
         self.slots = sorted([*kept, new] if new is not None else kept, key=lambda each: each.base_gfn)
         self._bases = [each.base_gfn for each in self.slots]
-        self.generation += 1
+        self.generation |= KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+
+    def next_generation(self) -> int:
+        """What the generation becomes when the update is complete."""
+        return (self.generation & ~KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS) + KVM_ADDRESS_SPACE_NUM
 
     def by_id(self, slot_id: int) -> MemSlot | None:
-        """id_to_memslot()."""
+        """id_to_memslot(); the number is without that of the address space."""
         return next((slot for slot in self.slots if slot.id == slot_id), None)
 
     def find(self, gfn: Gfn) -> MemSlot | None:

@@ -35,7 +35,7 @@ class KvmMmuNotifier(MmuNotifier):
         if kvm_unmap_hva_range.on:
             kvm_unmap_hva_range(range_.start, range_.end)
         kvm.mn_active_invalidate_count += 1
-        ranges = kvm.memslots.gfn_ranges(range_.start, range_.end)
+        ranges = kvm.gfn_ranges(range_.start, range_.end)
         if not ranges:
             return True
         kvm.mmu_lock.acquire()
@@ -54,7 +54,7 @@ class KvmMmuNotifier(MmuNotifier):
         """Let faults go on: the sequence moves before the count drops (I11)."""
         kvm = self.kvm
         self.stat.invalidate_range_end += 1
-        ranges = kvm.memslots.gfn_ranges(range_.start, range_.end)
+        ranges = kvm.gfn_ranges(range_.start, range_.end)
         if ranges:
             kvm.mmu_lock.acquire()
             kvm_mmu_invalidate_end(kvm)
@@ -96,7 +96,7 @@ class KvmMmuNotifier(MmuNotifier):
     def _age(self, start: int, end: int, *, clear: bool) -> bool:
         young = False
         kvm = self.kvm
-        for slot, first, last in kvm.memslots.gfn_ranges(Hva(start), Hva(end)):
+        for slot, first, last in kvm.gfn_ranges(Hva(start), Hva(end)):
             rmap = slot.rmap
             for gfn in range(first, last):
                 if gfn in rmap and kvm_rmap_age(kvm, slot, gfn, clear=clear):  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from .handle_exit import handle_exit
 from .intercept import CR3_RESERVED
 from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
+from .mmio import UserMmio
 from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
@@ -69,12 +70,13 @@ class Vcpu:
     requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
     efer, cpu_role, mode, levels, root_gfn, pdptrs, rsvd_bits, rsvd_large: what root was loaded for. pdptrs_cr3: the
     CR3 that pdptrs were read at, -1 outside of PAE mode. event: what to inject at the next entry.
-    slot: the memslot used last. link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
+    smm: in system management mode. memslots: those that the vCPU sees. slot: that of them used last.
+    link_generation: kvm's at the last exit, -1 when box[EXIT_TABLE] means nothing. limit:
     instructions of all vCPUs after which run() returns INTR, 0 for none. irq: None for a CPU that nothing interrupts.
     task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
-    device_work: what a device left to be done outside of the guest.
+    device_work: what a device left to be done outside of the guest. user_mmio: accesses that user space answers.
     """
 
     __slots__ = (
@@ -95,6 +97,7 @@ class Vcpu:
         "levels",
         "limit",
         "link_generation",
+        "memslots",
         "mmu_shadow_page_cache",
         "mode",
         "mp_state",
@@ -112,15 +115,18 @@ class Vcpu:
         "sched",
         "slot",
         "smap_active",
+        "smm",
         "stalled",
         "stat",
         "task",
         "turn_left",
+        "user_mmio",
         "walker",
     )
 
     def __init__(self, kvm: Kvm, engine: UnicornEngine, *, limit: int = 0) -> None:
         self.kvm = kvm
+        self.memslots = kvm.memslots
         self.sched = kvm.mm.host.sched
         self.id = len(kvm.vcpus)
         self.engine = engine
@@ -129,7 +135,7 @@ class Vcpu:
         self.root: Root | None = None
         self.roots: list[Root] = []
         self.cr0 = self.cr3 = self.cr4 = self.efer = self.cpu_role = self.rsvd_bits = 0
-        self.smap_active = False
+        self.smap_active = self.smm = False
         self.mode = PagingMode.NONPAGING
         self.levels = TRAITS[self.mode].levels
         self.root_gfn = Gfn(0)
@@ -151,6 +157,8 @@ class Vcpu:
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
+        self.user_mmio = UserMmio()
+        engine.on_mmio(self.user_mmio.read, self.user_mmio.write)
         self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
@@ -165,9 +173,13 @@ class Vcpu:
         """KVM_RUN: execute guest code until user space has something to do."""
         self.quit = False
         self.task = self.sched.current
+        if self.user_mmio.writes:
+            result: KvmRun | None = self.user_mmio.take_write()
+            assert result is not None
+            return result
         while True:
             if self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
-                result: KvmRun | None = _paused() if self.kvm.paused else exit_halted(self)
+                result = _paused() if self.kvm.paused else exit_halted(self)
             else:
                 result = vcpu_enter_guest(self)
             if result is not None:
@@ -183,7 +195,7 @@ class Vcpu:
 
     def slot_of_walk(self) -> bool:
         """Whether memory is behind the frame that the last walk found."""
-        return self.kvm.memslots.find(self.walker.gfn) is not None
+        return self.memslots.find(self.walker.gfn) is not None
 
     def settle_irq(self) -> None:
         """Let the chips know of an interrupt that was delivered, before the guest can talk to them about it."""
@@ -270,6 +282,16 @@ class Vcpu:
             waiters, self.kvm.srcu_waiters = self.kvm.srcu_waiters, []
             for task in waiters:
                 self.sched.wake(task)
+
+    def set_smm(self, smm: bool) -> None:
+        """Into system management mode, or out of it: the vCPU sees the other address space, through other roots.
+
+        Nothing else of that mode is there. Not while the vCPU executes.
+        """
+        self.smm = smm
+        self.memslots = self.kvm.address_spaces[smm]
+        self.forget_slot()
+        self.requests |= KVM_REQ_MMU_RELOAD | KVM_REQ_TLB_FLUSH
 
     def forget_slot(self) -> None:
         """The slots have changed: the one used last is to be looked up."""

@@ -16,7 +16,7 @@ from ..params import DEFAULT_PARAMS, KvmParams
 from ..sync import Lock, LockRank
 from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
-from .memslot import MemSlots
+from .memslot import KVM_ADDRESS_SPACE_NUM, MemSlot, MemSlots
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage
 from .mmu.zap_all import kvm_mmu_zap_all
 from .notifier import KvmMmuNotifier
@@ -45,6 +45,7 @@ class Kvm:
     shadow pages is cut. mmu_valid_gen: 0 or 1, of the shadow pages in use. loaded: the vCPU that executes, or did so
     last. elsewhere: what the others have retired. a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
+    memslots: what vCPUs see outside of SMM, which is address_spaces[0]; address_spaces[1]: inside of it.
     params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
     one.
@@ -53,6 +54,7 @@ class Kvm:
     __slots__ = (
         "a20_closed",
         "active_mmu_pages",
+        "address_spaces",
         "all_asleep",
         "cpu_model",
         "elsewhere",
@@ -103,7 +105,8 @@ class Kvm:
         self.elsewhere = 0
         self.paused = self.all_asleep = False
         self.q = mm.host.ram.q
-        self.memslots = MemSlots()
+        self.address_spaces = tuple(MemSlots(as_id) for as_id in range(KVM_ADDRESS_SPACE_NUM))
+        self.memslots = self.address_spaces[0]
         self.a20_closed = False
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
@@ -128,8 +131,22 @@ class Kvm:
     def set_user_memory_region(
         self, slot_id: int, guest_phys_addr: Gpa, memory_size: int, userspace_addr: Hva, flags: int = 0
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION; a size of 0 deletes the slot. Raises KvmError. May sleep."""
+        """KVM_SET_USER_MEMORY_REGION; a size of 0 deletes the slot. Raises KvmError. May sleep.
+
+        `slot_id` has the address space in the bits from 16 on.
+        """
         kvm_set_memory_region(self, slot_id, flags, guest_phys_addr, memory_size, userspace_addr)
+
+    def id_to_memslot(self, slot_id: int) -> MemSlot | None:
+        """The slot of a number with an address space, None if there is none."""
+        as_id = slot_id >> 16
+        return self.address_spaces[as_id].by_id(slot_id & 0xFFFF) if 0 <= as_id < KVM_ADDRESS_SPACE_NUM else None
+
+    def gfn_ranges(self, start: Hva, end: Hva) -> list[tuple[MemSlot, Gfn, Gfn]]:
+        """Guest frames [first, last) of each slot of any address space that a host-virtual range covers."""
+        ranges = self.memslots.gfn_ranges(start, end)
+        smm = self.address_spaces[1]
+        return ranges + smm.gfn_ranges(start, end) if smm.slots else ranges
 
     def synchronize_srcu(self) -> None:
         """Wait until no vCPU uses what it has read: each that handles an exit gets to an entry, or to sleep, once."""

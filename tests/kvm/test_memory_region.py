@@ -46,7 +46,10 @@ def add(machine: Machine, size: int = MIB) -> Hva:
         ((-1, EXTRA, MIB, Hva(0), 0), "numbered"),
         ((32764, EXTRA, MIB, Hva(0), 0), "numbered"),
         ((SLOT, EXTRA, MIB, Hva(0), 1 << 16), "unknown flags"),
-        ((SLOT, EXTRA, MIB, Hva(0), 2), "unknown flags"),
+        ((SLOT, EXTRA, MIB, Hva(0), 4), "unknown flags"),
+        ((2 << 16 | SLOT, EXTRA, MIB, Hva(0), 0), "2 address spaces"),
+        ((1 << 16 | 32764, EXTRA, MIB, Hva(0), 0), "numbered"),
+        ((SLOT, Gpa(0), 1 << 43, Hva(0), 0), "more than 0x7fffffff pages"),
         ((SLOT, Gpa(EXTRA + 1), MIB, Hva(0), 0), "page-aligned"),
         ((SLOT, EXTRA, MIB + 8, Hva(0), 0), "page-aligned"),
         ((SLOT, EXTRA, MIB, Hva(8), 0), "page-aligned"),
@@ -91,7 +94,7 @@ def test_a_call_that_changes_nothing_is_no_generation(machine: Machine) -> None:
     machine.kvm.set_user_memory_region(SLOT, EXTRA, MIB, hva)
     assert machine.kvm.memslots.generation == generation
     machine.kvm.set_user_memory_region(SLOT, EXTRA, MIB, hva, KVM_MEM_LOG_DIRTY_PAGES)
-    assert machine.kvm.memslots.generation == generation + 1
+    assert machine.kvm.memslots.generation == generation + 2
 
 
 def run_with(machine: Machine, act: object) -> int | None:

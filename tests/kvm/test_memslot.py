@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowvm.addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Hva
-from shadowvm.kvm.memslot import MemSlot, MemSlots
+from shadowvm.kvm.memslot import KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS, MemSlot, MemSlots
 
 BASE = 0x7F00_0000_0000
 
@@ -57,5 +57,14 @@ def test_a_slot_is_found_by_its_number_until_it_is_taken_out() -> None:
     assert two.by_id(0) is not None
 
 
-def test_every_change_is_a_generation() -> None:
-    assert slots(*TWO).generation == 2
+def test_generations_of_two_address_spaces_are_never_the_same() -> None:
+    first, second = MemSlots(0), MemSlots(1)
+    seen = [set(), set()]
+    for number in range(4):
+        for slots_, generations in zip((first, second), seen, strict=True):
+            generations.add(slots_.generation)
+            slots_.replace(None, MemSlot(number, Gfn(number), 1, Hva(BASE)))
+            assert slots_.generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+            slots_.generation = slots_.next_generation()
+            assert not slots_.generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
+    assert seen == [{0, 2, 4, 6}, {1, 3, 5, 7}]

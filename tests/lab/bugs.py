@@ -189,7 +189,7 @@ MMU_BUGS = [
         "I23",
         [
             (SPTE, "access & ACC_WRITE_MASK and", ""),
-            (page_fault.kvm_mmu_faultin_pfn, " if fault.access & ACC_WRITE_MASK else None", ""),
+            (page_fault.kvm_mmu_faultin_pfn, " if fault.access & slot.write_mask else None", ""),
         ],
         CHURN,
     ),

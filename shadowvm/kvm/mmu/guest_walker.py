@@ -36,10 +36,10 @@ from ...x86 import (
     PT_PRESENT,
     PT_WRITABLE,
 )
-from ..memslot import KVM_MEMSLOT_INVALID
+from ..memslot import KVM_MEM_READONLY, KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .paging_mode import NONPAGING, PAE, PT32, PT64
 from .permission import permission_fault
-from .role import A20_GFN_MASK
+from .role import A20_GFN_MASK, ROLE_A20_CLOSED
 from .spte import (
     ACC_ALL,
     ACC_EXEC_MASK,
@@ -52,6 +52,7 @@ from .spte import (
 )
 
 if TYPE_CHECKING:
+    from ..memslot import MemSlot
     from ..vcpu import Vcpu
     from .shadow import KvmMmuPage
 
@@ -116,12 +117,15 @@ def _walk_addr64(vcpu: Vcpu, gva: Gva, pferr: int, table_gfn: Gfn) -> RetPf:
     accessed = PT_ACCESSED
     for level in vcpu.levels:
         if not slot.base_gfn <= table_gfn < slot.end_gfn:
-            found = vcpu.kvm.memslots.find(table_gfn)
+            found = vcpu.memslots.find(table_gfn)
             if found is None:
                 return _walk_error(vcpu, pferr, 0)
-            if found.flags & KVM_MEMSLOT_INVALID:
-                return RET_PF_RETRY
-            slot = vcpu.slot = found
+            if found.flags & KVM_MEM_UNCACHED:
+                if found.flags & KVM_MEMSLOT_INVALID:
+                    return RET_PF_RETRY
+                slot = found
+            else:
+                slot = vcpu.slot = found
         base = tlb.get(table_gfn + slot.vpn_delta)
         if base is None:
             base = _fault_in_table(vcpu, slot.vpn(table_gfn))
@@ -189,7 +193,7 @@ def _walk_addr32(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
 
 def read_gpte32(vcpu: Vcpu, table_gfn: Gfn, index: int) -> int | None:
     """A 32-bit guest entry; None outside of memory, a negative RetPf when the host cannot give the page."""
-    slot = vcpu.kvm.memslots.find(table_gfn)
+    slot = vcpu.memslots.find(table_gfn)
     if slot is None:
         return None
     if slot.flags & KVM_MEMSLOT_INVALID:
@@ -206,7 +210,7 @@ def _nonpaging(vcpu: Vcpu, gva: Gva) -> RetPf:
     """Linear addresses are physical ones, and everything is allowed."""
     walker = vcpu.walker
     walker.level = NONPAGING_LEVEL
-    walker.gfn = Gfn(gva >> PAGE_SHIFT & A20_GFN_MASK if vcpu.cpu_role else gva >> PAGE_SHIFT)
+    walker.gfn = Gfn(gva >> PAGE_SHIFT & A20_GFN_MASK if vcpu.cpu_role & ROLE_A20_CLOSED else gva >> PAGE_SHIFT)
     walker.pte_access = ACC_ALL
     walker.pkey = 0
     return RET_PF_CONTINUE
@@ -252,7 +256,10 @@ def gpte_gpa(vcpu: Vcpu, gva: Gva, level: int) -> Gpa:
 
 
 def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
-    """Set A in every entry used and D in the leaf of a write, by compare-and-exchange."""
+    """Set A in every entry used and D in the leaf of a write, by compare-and-exchange.
+
+    Entries in a read-only slot stay as they are: page tables in ROM are to have their bits set already.
+    """
     walker = vcpu.walker
     for level in vcpu.levels:
         if level < walker.level:
@@ -264,7 +271,12 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         if new == old:
             continue
         gpa = gpte_gpa(vcpu, gva, level)
-        done = _cmpxchg_gpte(vcpu, gpa, old, new)
+        slot = vcpu.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+        if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+            return RET_PF_RETRY
+        if slot.flags & KVM_MEM_READONLY:
+            continue
+        done = _cmpxchg_gpte(vcpu, slot, gpa, old, new)
         if isinstance(done, VmFault):
             return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
         if not done:
@@ -280,19 +292,15 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
 
 def kvm_vcpu_mark_page_dirty(vcpu: Vcpu, gfn: Gfn) -> None:
     """KVM itself has written a page of the guest."""
-    slot = vcpu.kvm.memslots.find(gfn)
+    slot = vcpu.memslots.find(gfn)
     if slot is not None and slot.dirty_bitmap is not None:
         slot.dirty_bitmap.add(gfn)
 
 
-def _cmpxchg_gpte(vcpu: Vcpu, gpa: Gpa, old: int, new: int) -> bool | VmFault:
+def _cmpxchg_gpte(vcpu: Vcpu, slot: MemSlot, gpa: Gpa, old: int, new: int) -> bool | VmFault:
     """Replace an entry if it is still `old`. A 32-bit entry is exchanged with its neighbour, which must hold still."""
     mm = vcpu.kvm.mm
-    gfn = Gfn(gpa >> PAGE_SHIFT)
-    slot = vcpu.kvm.memslots.find(gfn)
-    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
-        return False
-    hva = Hva(slot.vpn(gfn) << PAGE_SHIFT | gpa & 0xFF8)
+    hva = Hva(slot.vpn(Gfn(gpa >> PAGE_SHIFT)) << PAGE_SHIFT | gpa & 0xFF8)
     if vcpu.mode is not PT32:
         return cmpxchg_user_u64(mm, hva, old, new)
     word = read_user_u64(mm, hva)

@@ -94,7 +94,7 @@ def _trace_walk(vcpu: Vcpu, gva: Gva, pferr: int) -> None:
     kvm_mmu_pagetable_walk(gva, pferr)
     gfn = vcpu.root_gfn
     for level in vcpu.levels if vcpu.mode >= PT64 else ():
-        slot = vcpu.kvm.memslots.find(gfn)
+        slot = vcpu.memslots.find(gfn)
         pte = 0 if slot is None else host_pte(vcpu.kvm.mm, slot.vpn(gfn))
         if not pte & PT_PRESENT:
             return

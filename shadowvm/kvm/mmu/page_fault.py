@@ -27,8 +27,8 @@ from ...x86 import (
     PT_DIRTY,
     PT_WRITABLE,
 )
-from ..memslot import KVM_MEMSLOT_INVALID
-from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS
+from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
+from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_MMU_RELOAD
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
 from .leaf_walk import walk_leaf
 from .paging_mode import PT32
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 _LEVELS_BELOW = tuple(tuple((level, 12 + 9 * level) for level in range(root - 1, 0, -1)) for root in range(6))
 """Levels to build under a root page of each level, topmost first; how far to shift an address for the link to it."""
+_ROOT_REQUESTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_RELOAD
 
 
 class KvmPageFault:
@@ -89,7 +90,8 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     """Handle the CPU's page fault at `gva` (hardware error code: P, W, U, F).
 
     FIXED, SPURIOUS or RETRY: run the instruction again. WRITE_PROTECTED: the store must be emulated. GUEST: inject
-    #PF(vcpu.walker.error_code). INVALID: no memory behind the gfn. ENOMEM/EFAULT: the host failed.
+    #PF(vcpu.walker.error_code). INVALID: no memory behind the gfn. EMULATE: a store to read-only memory, which is a
+    device's. ENOMEM/EFAULT: the host failed.
     """
     stat = vcpu.stat
     stat.pf_taken += 1
@@ -102,12 +104,18 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     gfn = walker.gfn
     slot = vcpu.slot
     if not slot.base_gfn <= gfn < slot.end_gfn:
-        found = vcpu.kvm.memslots.find(gfn)
+        found = vcpu.memslots.find(gfn)
         if found is None:
             return RetPf.INVALID
-        if found.flags & KVM_MEMSLOT_INVALID:
-            return RET_PF_RETRY
-        slot = vcpu.slot = found
+        if found.flags & KVM_MEM_UNCACHED:
+            if found.flags & KVM_MEMSLOT_INVALID:
+                return RET_PF_RETRY
+            if error_code & PFERR_WRITE:
+                stat.pf_emulate += 1
+                return RetPf.EMULATE
+            slot = found
+        else:
+            slot = vcpu.slot = found
     write = error_code & PFERR_WRITE
     if write and error_code & PFERR_PRESENT and gfn in slot.gfn_write_track:
         stat.pf_emulate += 1
@@ -190,9 +198,10 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     fault.mmu_seq = kvm.mmu_invalidate_seq
     if kvm_mmu_seq_sample.on:
         kvm_mmu_seq_sample(vcpu.id, fault.gfn, fault.mmu_seq)
-    vpn = fault.slot.vpn(fault.gfn)
+    slot = fault.slot
+    vpn = slot.vpn(fault.gfn)
     write = fault.error_code & PFERR_WRITE != 0
-    page = get_user_page_fast(kvm.mm, vpn, True) if fault.access & ACC_WRITE_MASK else None
+    page = get_user_page_fast(kvm.mm, vpn, True) if fault.access & slot.write_mask else None
     fault.map_writable = page is not None
     if page is None:
         slow = get_user_page(kvm.mm, vpn, write)
@@ -210,7 +219,7 @@ def is_page_fault_stale(vcpu: Vcpu, fault: KvmPageFault) -> bool:
     """Under mmu_lock: whether the frame may have been taken away, or the root, since the fault began."""
     kvm = vcpu.kvm
     root = vcpu.root
-    if root is None or vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
+    if root is None or vcpu.requests & _ROOT_REQUESTS:
         return True
     page = root.pages[0]
     if page is not None and page.mmu_valid_gen != kvm.mmu_valid_gen:
@@ -303,7 +312,7 @@ def gpte_changed(vcpu: Vcpu, level: int) -> bool:
     table_gfn = walker.table_gfn[level]
     slot = vcpu.slot
     if not slot.base_gfn <= table_gfn < slot.end_gfn:
-        found = vcpu.kvm.memslots.find(table_gfn)
+        found = vcpu.memslots.find(table_gfn)
         if found is None:
             return True
         slot = found

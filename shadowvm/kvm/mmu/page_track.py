@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...addr import Gfn
 from .rmap import rmap_write_protect
+from .role import ROLE_SMM_SHIFT
 
 if TYPE_CHECKING:
     from ..memslot import MemSlot
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
     """Track the gfn of a new shadow page and write-protect it."""
-    slot = kvm.memslots.find(sp.gfn)
+    slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(sp.gfn)
     if slot is None:
         return
     kvm_slot_page_track_add_page(slot, sp.gfn)
@@ -29,7 +30,7 @@ def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
 
 def unaccount_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
     """Stop tracking for one shadow page."""
-    slot = kvm.memslots.find(sp.gfn)
+    slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(sp.gfn)
     if slot is not None:
         kvm_slot_page_track_remove_page(slot, sp.gfn)
 

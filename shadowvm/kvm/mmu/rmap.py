@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...x86 import PT_ACCESSED, PT_WRITABLE
+from .role import ROLE_SMM_SHIFT
 from .spte import SPTE_MMU_WRITABLE, mmu_spte_clear, mmu_spte_set
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def drop_spte(kvm: Kvm, sptep: int) -> int:
     sp = kvm.sp_by_pfn[Pfn(sptep >> 9)]
     gfn = sp.gfn_of(sptep & 511)
     old = mmu_spte_clear(kvm, sptep)
-    slot = kvm.memslots.find(gfn)
+    slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(gfn)
     if slot is None:
         raise ModelBug(f"drop_spte: gfn {gfn:#x} has no memslot")
     rmap_remove(slot, gfn, sptep)

@@ -14,9 +14,11 @@ from .spte import ACC_ALL
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
 _HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _PKE_ANDNOT_WP = 12, 13, 15, 16
-_PKEY, _A20_CLOSED = 17, 21
+_PKEY, _A20_CLOSED, _SMM = 17, 21, 24
 
-ROLE_CR0_WP = 1 << _CR0_WP
+ROLE_CR0_WP, ROLE_A20_CLOSED = 1 << _CR0_WP, 1 << _A20_CLOSED
+ROLE_SMM_SHIFT = _SMM
+"""Nothing lies above: a role shifted by this is the address space that it belongs to."""
 A20_GFN_MASK = ~(1 << 8)
 """What the closed A20 gate leaves of a guest frame number."""
 
@@ -38,19 +40,21 @@ class Role(NamedTuple):
     pkey: int
     """As PT_PKEY_MASK bits."""
     a20_closed: bool
+    smm: bool
+    """Made in address space 1."""
 
 
-def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False) -> int:
+def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False, smm: bool = False) -> int:
     """The CPU's part of a role. Without paging, when every page is direct, only the A20 gate counts.
 
     With paging the gate is taken for open: nobody turns paging on without it.
     """
+    role = smm << _SMM
     if not cr0 & CR0_PG:
-        return a20_closed << _A20_CLOSED
-    role = 0
+        return role | a20_closed << _A20_CLOSED
     if not cr4 & CR4_PAE:
         # KVM has CR4.PSE in the extended role only; here the links of a shadow page depend on it.
-        role = 1 << _HAS_4_BYTE_GPTE | (1 << _CR4_PSE if cr4 & CR4_PSE else 0)
+        role |= 1 << _HAS_4_BYTE_GPTE | (1 << _CR4_PSE if cr4 & CR4_PSE else 0)
     if efer & EFER_NX:
         role |= 1 << _EFER_NX
     if cr0 & CR0_WP:
@@ -95,6 +99,7 @@ def unpack_role(role: int) -> Role:
         bool(role >> _PKE_ANDNOT_WP & 1),
         (role >> _PKEY & 15) << PT_PKEY_SHIFT,
         bool(role >> _A20_CLOSED & 1),
+        bool(role >> _SMM & 1),
     )
 
 
@@ -103,5 +108,5 @@ def role_text(role: int) -> str:
     fields = unpack_role(role)
     rights = ("w" if fields.access & 2 else "-") + ("u" if fields.access & 4 else "-") + "-x"[fields.access & 1]
     direct = " direct" if fields.direct else ""
-    size = 4 if fields.has_4_byte_gpte else 8
-    return f"l{fields.level} {size}-byte q{fields.quadrant}{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad"
+    size, smm = 4 if fields.has_4_byte_gpte else 8, " smm" if fields.smm else ""
+    return f"l{fields.level} {size}-byte q{fields.quadrant}{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad{smm}"

@@ -86,7 +86,7 @@ class DirtyRules(Rules):
         return (pte & PT_ADDR_MASK) >> PAGE_SHIFT if pte & PT_PRESENT else 0
 
     def _on_get(self, slot_id: int, dirty: list[Gfn], cleared: bool) -> None:
-        slot = self.kvm.memslots.by_id(slot_id)
+        slot = self.kvm.id_to_memslot(slot_id)
         assert slot is not None
         # What was written while the caller flushed is in the bitmap again already.
         known, found = self._clean.setdefault(slot_id, {}), {*dirty, *(slot.dirty_bitmap or ())}
@@ -99,7 +99,7 @@ class DirtyRules(Rules):
             self._check_protected(slot, clean)
 
     def _on_clear(self, slot_id: int, gfns: list[Gfn]) -> None:
-        slot = self.kvm.memslots.by_id(slot_id)
+        slot = self.kvm.id_to_memslot(slot_id)
         assert slot is not None
         self._clean.setdefault(slot_id, {}).update((gfn, self._checksum(slot, gfn)) for gfn in gfns)
         self._check_protected(slot, gfns)
