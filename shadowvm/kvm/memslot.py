@@ -30,18 +30,23 @@ class MemSlot:
     dirty_bitmap: the pages that are dirty, None without logging.
     write_mask: the guest's right to write (ACC_WRITE_MASK), if memory may ever be written through the slot, else 0.
     gfn_write_track: gfn -> number of shadow pages that shadow it; such a gfn has no writable spte.
+    rmap_large: as rmap, for sptes of 2 MiB, by their first gfn. disallow_lpage: gfn >> 9 -> reasons against such an
+    spte (lpage.py). is_congruent: gfns and hvas are alike modulo 2 MiB.
     """
 
     __slots__ = (
         "as_id",
         "base_gfn",
         "dirty_bitmap",
+        "disallow_lpage",
         "end_gfn",
         "flags",
         "gfn_write_track",
         "id",
+        "is_congruent",
         "npages",
         "rmap",
+        "rmap_large",
         "userspace_addr",
         "vpn_delta",
         "write_mask",
@@ -60,12 +65,17 @@ class MemSlot:
         self.vpn_delta = (userspace_addr >> PAGE_SHIFT) - base_gfn
         self.write_mask = 0 if flags & KVM_MEM_READONLY else PT_WRITABLE
         self.rmap: dict[Gfn, int | list[int]] = {}
+        self.rmap_large: dict[Gfn, int | list[int]] = {}
         self.gfn_write_track: dict[Gfn, int] = {}
+        self.is_congruent = self.vpn_delta % 512 == 0
+        # A block that the slot covers in part only.
+        self.disallow_lpage = {gfn >> 9: 1 for gfn in (base_gfn, base_gfn + npages) if gfn % 512}
         self.dirty_bitmap: set[Gfn] | None = None
 
     def share_arch(self, old: MemSlot) -> None:
         """Go on with what KVM keeps per guest frame of `old`, the same slot with other flags."""
         self.rmap, self.gfn_write_track, self.dirty_bitmap = old.rmap, old.gfn_write_track, old.dirty_bitmap
+        self.rmap_large, self.disallow_lpage = old.rmap_large, old.disallow_lpage
 
     def vpn(self, gfn: Gfn) -> Vpn:
         """Host virtual page number of a guest frame: __gfn_to_hva_memslot()."""

@@ -73,7 +73,20 @@ _ROOT_REQUESTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_RELOAD
 class KvmPageFault:
     """One fault on its way (struct kvm_page_fault); a vCPU reuses one record."""
 
-    __slots__ = ("access", "addr", "error_code", "gfn", "map_writable", "mmu_seq", "page", "slot")
+    __slots__ = (
+        "access",
+        "addr",
+        "error_code",
+        "gfn",
+        "goal_level",
+        "huge_page_disallowed",
+        "map_writable",
+        "max_level",
+        "mmu_seq",
+        "page",
+        "req_level",
+        "slot",
+    )
 
     addr: Gva
     error_code: int
@@ -84,6 +97,14 @@ class KvmPageFault:
     page: Page
     map_writable: bool
     mmu_seq: int
+    max_level: int
+    """Of the page that the guest maps."""
+    req_level: int
+    """Of the page that slot and host would allow."""
+    goal_level: int
+    """Of the spte to set."""
+    huge_page_disallowed: bool
+    """The fetch that it is must not get a large spte (nx_huge_pages)."""
 
 
 def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:

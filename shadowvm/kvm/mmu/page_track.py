@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import Gfn
+from .lpage import kvm_mmu_gfn_allow_lpage, kvm_mmu_gfn_disallow_lpage
 from .rmap import rmap_write_protect
 from .role import ROLE_SMM_SHIFT
 
@@ -38,6 +39,7 @@ def unaccount_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
 def kvm_slot_page_track_add_page(slot: MemSlot, gfn: Gfn) -> None:
     """One more shadow page shadows `gfn`."""
     slot.gfn_write_track[gfn] = slot.gfn_write_track.get(gfn, 0) + 1
+    kvm_mmu_gfn_disallow_lpage(slot, gfn)
 
 
 def kvm_slot_page_track_remove_page(slot: MemSlot, gfn: Gfn) -> None:
@@ -47,3 +49,4 @@ def kvm_slot_page_track_remove_page(slot: MemSlot, gfn: Gfn) -> None:
         slot.gfn_write_track[gfn] = count
     else:
         del slot.gfn_write_track[gfn]
+    kvm_mmu_gfn_allow_lpage(slot, gfn)

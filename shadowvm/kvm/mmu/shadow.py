@@ -37,7 +37,8 @@ class KvmMmuPage:
 
     q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of a leaf table that
     is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
-    mmu_valid_gen: the VM's when it was made; see zap_all.py.
+    mmu_valid_gen: the VM's when it was made; see zap_all.py. nx_huge_page_disallowed: it stands where a large spte
+    would, because the guest executes there; see nx_huge_page.py.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class KvmMmuPage:
         "invalid",
         "level",
         "mmu_valid_gen",
+        "nx_huge_page_disallowed",
         "page",
         "parent_ptes",
         "pfn",
@@ -75,6 +77,7 @@ class KvmMmuPage:
         self.root_count = 0
         self.mmu_valid_gen = mmu_valid_gen
         self.write_flooding_count = 0
+        self.nx_huge_page_disallowed = False
         self.invalid = False
 
     def gfn_of(self, index: int) -> Gfn:
