@@ -200,17 +200,17 @@ class Lock:
         self.sched.wait(self)
 
 
-class RwSemaphore(Lock):
-    """A sleeping lock with one writer or many readers (mmap_lock)."""
+class RwLock(Lock):
+    """One writer or many readers: a spinning rwlock or, with `sleeps`, a semaphore. acquire() is the writer's."""
 
     __slots__ = ("readers",)
 
-    def __init__(self, sched: Scheduler, name: str, rank: LockRank) -> None:
-        super().__init__(sched, name, rank, sleeps=True)
+    def __init__(self, sched: Scheduler, name: str, rank: LockRank, *, sleeps: bool = False) -> None:
+        super().__init__(sched, name, rank, sleeps=sleeps)
         self.readers: list[Task] = []
 
     def acquire(self) -> None:
-        """down_write()."""
+        """write_lock(), down_write()."""
         if lock_acquire.on:
             lock_acquire(self)
         while self.owner is not None or self.readers:
@@ -219,8 +219,12 @@ class RwSemaphore(Lock):
         if lock_acquired.on:
             lock_acquired(self)
 
+    def trylock(self) -> bool:
+        """write_trylock(): take the lock if neither a writer nor a reader has it."""
+        return not self.readers and super().trylock()
+
     def acquire_read(self) -> None:
-        """down_read()."""
+        """read_lock(), down_read()."""
         if lock_acquire.on:
             lock_acquire(self)
         while self.owner is not None:
@@ -230,9 +234,28 @@ class RwSemaphore(Lock):
             lock_acquired(self)
 
     def release_read(self) -> None:
-        """up_read()."""
+        """read_unlock(), up_read()."""
         self.readers.remove(self.sched.current)
         self.release()
+
+    def assert_held_write(self) -> None:
+        """lockdep_assert_held_write()."""
+        if self.owner is not self.sched.current:
+            raise ModelBug(f"{self.sched.current.name} needs {self.name} for write")
+
+    @property
+    def held(self) -> bool:
+        """By a writer or a reader."""
+        return self.owner is not None or bool(self.readers)
+
+
+class RwSemaphore(RwLock):
+    """A sleeping lock with one writer or many readers (mmap_lock)."""
+
+    __slots__ = ()
+
+    def __init__(self, sched: Scheduler, name: str, rank: LockRank) -> None:
+        super().__init__(sched, name, rank, sleeps=True)
 
 
 class Lockdep:

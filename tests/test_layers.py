@@ -16,7 +16,7 @@ SOURCES = sorted(path for name in ("shadowvm", "tools", "tests") for path in (RO
 TOOLS = [path for path in sorted((ROOT / "tools").glob("*")) if path.is_file() and path.suffix in ("", ".py")]
 
 LAYERS: list[set[str]] = [
-    {"addr", "x86", "phys", "errors", "sync", "events", "params", "config", "guests", "__init__"},
+    {"addr", "x86", "phys", "errors", "sync", "rcu", "events", "params", "config", "guests", "__init__"},
     {"mm", "cpu", "boot"},
     {"kvm", "secondary", "devices"},
     {"machine"},
@@ -45,6 +45,8 @@ WITHOUT_TEST = {
     "kvm/mmu/root.py": "flows/ and lab/test_mutations.py: roots need a CPU that uses them",
     "kvm/mmu/guest_walker.py": "flows/ and the guest ptchurn",
     "kvm/mmu/shadow.py": "lab/test_mutations.py",
+    "kvm/mmu/direct_page_fault.py": "kvm/mmu/test_tdp_mmu.py and kvm/mmu/test_fast_page_fault.py",
+    "kvm/mmu/tdp_spte.py": "kvm/mmu/test_tdp_mmu.py",
     "kvm/mmu/page_track.py": "lab/test_mutations.py",
     "kvm/mmu/pte_write.py": "flows/ and lab/test_mutations.py",
     "kvm/mmu/rmap.py": "lab/test_mutations.py",

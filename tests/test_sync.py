@@ -6,7 +6,7 @@ import pytest
 
 from shadowvm.errors import InvariantViolation, ModelBug
 from shadowvm.events import might_sleep
-from shadowvm.sync import Lock, Lockdep, LockRank, RandomPreemption, RwSemaphore, Scheduler
+from shadowvm.sync import Lock, Lockdep, LockRank, RandomPreemption, RwLock, RwSemaphore, Scheduler
 
 
 def test_tasks_run_in_the_order_in_which_they_were_made() -> None:
@@ -253,3 +253,41 @@ def test_when_nobody_can_run_the_idle_hook_may_wake_somebody() -> None:
     sched.idle = idle
     sched.run()
     assert order == ["idle", "awake"]
+
+
+def test_readers_share_a_lock_that_a_writer_has_alone() -> None:
+    sched = Scheduler()
+    lock = RwLock(sched, "rw", LockRank.MMU_LOCK)
+    order: list[str] = []
+
+    def reader(name: str) -> None:
+        lock.acquire_read()
+        order.append(f"{name} in")
+        sched.preempt()
+        order.append(f"{name} out")
+        lock.release_read()
+
+    def writer() -> None:
+        assert not lock.trylock()
+        lock.acquire()
+        lock.assert_held_write()
+        order.append("writer in")
+        sched.preempt()
+        order.append("writer out")
+        lock.release()
+
+    for name in "ab":
+        sched.spawn(name, lambda name=name: reader(name))
+    sched.spawn("writer", writer)
+    sched.spawn("c", lambda: reader("c"))
+    sched.run()
+    assert order == ["a in", "b in", "c in", "a out", "b out", "c out", "writer in", "writer out"]
+    assert not lock.held
+
+
+def test_who_only_reads_may_not_do_what_needs_the_lock_for_write() -> None:
+    lock = RwLock(Scheduler(), "rw", LockRank.MMU_LOCK)
+    lock.acquire_read()
+    assert lock.held
+    with pytest.raises(ModelBug, match="needs rw for write"):
+        lock.assert_held_write()
