@@ -87,6 +87,15 @@ def _get_page_text(gen: int, gfn: int, role: str, root_count: int, unsync: int, 
     return _shadow_page_text(gen, gfn, role, root_count, unsync) + (" new" if created else " existing")
 
 
+def _fast_page_fault_text(
+    vcpu_id: int, cr2_or_gpa: int, error_code: int, sptep: int, old_spte: int, new_spte: int, ret: int
+) -> str:
+    return (
+        f"vcpu {vcpu_id} gva {cr2_or_gpa:x} error_code {pferr_text(error_code)} sptep {sptep:x} old {old_spte:#x} "
+        f"new {new_spte:x} spurious {ret == 6:d} fixed {ret == 5:d}"
+    )
+
+
 def _set_spte_text(gfn: int, spte: int, sptep: int, level: int) -> str:
     rights = ("r" if spte & 1 else "-") + ("w" if spte & 2 else "-")
     rights += ("-" if spte >> 63 else "x") + ("u" if spte & 4 else "-")
@@ -246,6 +255,19 @@ kvm_mmu_spte_requested = Tracepoint("kvmmmu", "kvm_mmu_spte_requested", "gfn pfn
 kvm_mmu_set_spte = Tracepoint("kvmmmu", "kvm_mmu_set_spte", "gfn spte sptep level", _set_spte_text)
 kvm_mmu_zap_all_fast = Tracepoint(
     "kvmmmu", "kvm_mmu_zap_all_fast", "mmu_valid_gen mmu_used_pages", "mmu_valid_gen %d used_pages %d"
+)
+fast_page_fault = Tracepoint(
+    "kvmmmu", "fast_page_fault", "vcpu_id cr2_or_gpa error_code sptep old_spte new_spte ret", _fast_page_fault_text
+)
+kvm_tdp_mmu_spte_changed = Tracepoint(
+    "kvmmmu",
+    "kvm_tdp_mmu_spte_changed",
+    "as_id gfn level old_spte new_spte",
+    "as id %d gfn %x level %d old_spte %x new_spte %x",
+)
+# Before each compare-and-exchange of an spte: what was read may have changed by now.
+spte_cmpxchg = Tracepoint(
+    "kvmmmu", "spte_cmpxchg", "sptep old_spte new_spte", "at %x old_spte %x new_spte %x", point=True
 )
 # Every store to a shadow table, the seam that checkers listen to; `sptep` is the entry's hpa.
 spte_change = Tracepoint("kvmmmu", "spte_change", "sptep old_spte new_spte", "at %x old_spte %x new_spte %x")

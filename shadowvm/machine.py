@@ -101,7 +101,7 @@ class Machine:
             self.host = Host(self.ram, self.swap, self.sched, Thp(config.thp))
             self.mm = MmStruct(self.host, "qemu")
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
-            self.kvm = Kvm(self.mm, cpu_model, turns, config.kvm_params, tdp_enabled=config.mmu == "tdp")
+            self.kvm = Kvm(self.mm, cpu_model, turns, config.kvm_params)
             for slot_id, memory in enumerate(layout):
                 base, size = Gpa(memory.base << PAGE_SHIFT), memory.npages << PAGE_SHIFT
                 hva = mmap(self.mm, size)

@@ -42,6 +42,9 @@ PFERR_USER = 1 << 2
 PFERR_RSVD = 1 << 3
 PFERR_FETCH = 1 << 4
 PFERR_PK = 1 << 5
+PFERR_GUEST_FINAL = 1 << 32
+PFERR_GUEST_PAGE = 1 << 33
+"""Of a nested page fault: at the final address of the guest's walk, or at a page of its tables (AMD APM 2, 15.25.6)."""
 
 DE_VECTOR, DB_VECTOR, NMI_VECTOR, BP_VECTOR, OF_VECTOR, BR_VECTOR, UD_VECTOR, NM_VECTOR = range(8)
 DF_VECTOR, TS_VECTOR, NP_VECTOR, SS_VECTOR, GP_VECTOR, PF_VECTOR = 8, 10, 11, 12, 13, 14

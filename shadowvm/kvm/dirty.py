@@ -19,6 +19,7 @@ from ..x86 import PT_WRITABLE
 from .memslot import KVM_MEM_LOG_DIRTY_PAGES, MemSlot
 from .mmu.rmap import rmap_sptes
 from .mmu.spte import mmu_spte_set
+from .mmu.tdp_dirty import kvm_arch_sync_dirty_log, kvm_tdp_mmu_clear_dirty_pt_masked, kvm_tdp_mmu_log_slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,10 +47,12 @@ def kvm_alloc_dirty_bitmap(kvm: Kvm, slot: MemSlot) -> None:
 
 def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: MemSlot) -> None:
     """Logging was turned on: take write access from every page. The flush is unconditional (invariant I31)."""
-    kvm.mmu_lock.acquire()
     if not kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET:
+        kvm.mmu_lock.acquire()
         _write_protect(kvm, slot, sorted(slot.rmap))
-    kvm.mmu_lock.release()
+        kvm.mmu_lock.release()
+        if kvm.tdp_mmu_enabled:
+            kvm_tdp_mmu_log_slot(kvm, slot)
     kvm.flush_remote_tlbs()
 
 
@@ -63,6 +66,7 @@ def kvm_get_dirty_log(kvm: Kvm, slot_id: int) -> bytes:
     try:
         slot = _logged_slot(kvm, slot_id)
         kvm.mmu_lock.acquire()
+        kvm_arch_sync_dirty_log(kvm, slot)
         assert slot.dirty_bitmap is not None
         dirty = sorted(slot.dirty_bitmap)
         clears = not kvm.manual_dirty_log_protect & ManualProtect.ENABLE
@@ -96,6 +100,7 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
         wanted = (Gfn(slot.base_gfn + first_page + i) for i in range(num_pages) if bitmap[i >> 3] >> (i & 7) & 1)
         assert slot.dirty_bitmap is not None
         kvm.mmu_lock.acquire()
+        kvm_arch_sync_dirty_log(kvm, slot)
         cleared = [gfn for gfn in wanted if gfn in slot.dirty_bitmap]
         slot.dirty_bitmap.difference_update(cleared)
         _write_protect(kvm, slot, cleared)
@@ -116,7 +121,10 @@ def _logged_slot(kvm: Kvm, slot_id: int) -> MemSlot:
 
 
 def _write_protect(kvm: Kvm, slot: MemSlot, gfns: Iterable[Gfn]) -> None:
-    """Take W from every spte of these frames; they stay MMU-writable. Under mmu_lock; the caller flushes."""
+    """Take W, or with PML D, from these frames' sptes. Under mmu_lock; they stay MMU-writable: the caller flushes."""
+    if kvm.tdp_mmu_enabled:
+        kvm_tdp_mmu_clear_dirty_pt_masked(kvm, slot, gfns)
+        return
     for gfn in gfns:
         for sptep in rmap_sptes(slot, gfn):
             spte = kvm.q[sptep]

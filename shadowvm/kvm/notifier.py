@@ -14,6 +14,8 @@ from ..events import kvm_age_hva, kvm_test_age_hva, kvm_unmap_hva_range
 from ..mm.mmu_notifier import MmuNotifier, MmuNotifierRange
 from .memslot import MemSlot
 from .mmu.rmap import kvm_rmap_age, kvm_zap_rmap
+from .mmu.tdp_age import kvm_tdp_mmu_age_gfn_range
+from .mmu.tdp_mmu import kvm_tdp_mmu_unmap_gfn_range
 from .stats import NotifierStat
 
 if TYPE_CHECKING:
@@ -41,11 +43,13 @@ class KvmMmuNotifier(MmuNotifier):
         kvm.mmu_lock.acquire()
         kvm_mmu_invalidate_begin(kvm)
         before = kvm.stat.pages_4k
+        flush = False
         for slot, first, last in ranges:
             kvm_mmu_invalidate_range_add(kvm, first, last)
-            kvm_unmap_gfn_range(kvm, slot, first, last)
-        if kvm.stat.pages_4k != before:
-            self.stat.sptes_zapped += before - kvm.stat.pages_4k
+            if kvm_unmap_gfn_range(kvm, slot, first, last, may_yield=range_.blockable):
+                flush = True
+        if flush:
+            self.stat.sptes_zapped += max(before - kvm.stat.pages_4k, 0)  # faults elsewhere may have come between
             kvm.flush_remote_tlbs()
         kvm.mmu_lock.release()
         return True
@@ -97,6 +101,9 @@ class KvmMmuNotifier(MmuNotifier):
         young = False
         kvm = self.kvm
         for slot, first, last in kvm.gfn_ranges(Hva(start), Hva(end)):
+            if kvm.tdp_mmu_enabled:
+                young |= kvm_tdp_mmu_age_gfn_range(kvm, slot.as_id, first, last, clear=clear)
+                continue
             rmap = slot.rmap
             for gfn in range(first, last):
                 if gfn in rmap and kvm_rmap_age(kvm, slot, gfn, clear=clear):  # type: ignore[arg-type]
@@ -129,18 +136,21 @@ def kvm_mmu_invalidate_end(kvm: Kvm) -> None:
         raise ModelBug("mmu_invalidate_in_progress below 0")
 
 
-def kvm_unmap_gfn_range(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn) -> None:
-    """Zap the leaf sptes of a range; the caller flushes if there were any.
+def kvm_unmap_gfn_range(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn, *, may_yield: bool) -> bool:
+    """Zap the leaf sptes of a range; True if there were any: the caller flushes. The TDP MMU may yield in between.
 
     A range larger than the rmap itself is served by looking through the rmap.
     """
+    if kvm.tdp_mmu_enabled:
+        return kvm_tdp_mmu_unmap_gfn_range(kvm, slot.as_id, first, last, may_yield=may_yield)
     rmap = slot.rmap
     if last - first == 1:
-        kvm_zap_rmap(kvm, slot, first)
-        return
+        return kvm_zap_rmap(kvm, slot, first)
     if last - first < len(rmap):
         gfns = [Gfn(gfn) for gfn in range(first, last) if gfn in rmap]
     else:
         gfns = sorted(gfn for gfn in rmap if first <= gfn < last)
+    flush = False
     for gfn in gfns:
-        kvm_zap_rmap(kvm, slot, gfn)
+        flush |= kvm_zap_rmap(kvm, slot, gfn)
+    return flush

@@ -62,6 +62,7 @@ class VcpuStat(_Counters):
         "mmio_exits",
         "nmi_injections",
         "pf_emulate",
+        "pf_fast",
         "pf_fixed",
         "pf_guest",
         "pf_spurious",
@@ -77,6 +78,7 @@ class VcpuStat(_Counters):
     mmio_exits: int
     nmi_injections: int
     pf_emulate: int
+    pf_fast: int
     pf_fixed: int
     pf_guest: int
     pf_spurious: int

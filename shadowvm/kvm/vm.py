@@ -1,7 +1,8 @@
 """A virtual machine: memory slots, vCPUs, the shadow MMU's lists and the state of invalidation (struct kvm).
 
 Bound by mmu_lock: everything whose name begins with mmu_invalidate_, active_mmu_pages, page_hash, sp_by_pfn, the
-rmaps of the slots, and every store to a shadow table.
+rmaps of the slots, and every store to a shadow table. Shadow pages need it for write; faults of the TDP MMU hold it for
+read (mmu/tdp_spte.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from ..addr import Gfn, Gpa, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
 from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from ..params import DEFAULT_PARAMS, KvmParams
-from ..sync import Lock, LockRank
+from ..rcu import Rcu
+from ..sync import Lock, LockRank, RwLock
+from ..x86 import PT_DIRTY
 from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
 from .memslot import KVM_ADDRESS_SPACE_NUM, MemSlot, MemSlots
+from .mmu.access_track import SPTE_TDP_AD_DISABLED
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KvmMmuPage
+from .mmu.tdp_mmu import kvm_mmu_uninit_tdp_mmu
 from .mmu.zap_all import kvm_mmu_zap_all
 from .notifier import KvmMmuNotifier
 from .stats import VmStat
@@ -46,7 +51,10 @@ class Kvm:
     last. elsewhere: what the others have retired. a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
     memslots: what vCPUs see outside of SMM, which is address_spaces[0]; address_spaces[1]: inside of it.
-    params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging.
+    params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
+    by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
+    the dirty log. tdp_mmu_roots: every root that anybody holds; tdp_mmu_pages: tables below them. rcu: who looks at
+    tables without mmu_lock.
     turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
     one.
     """
@@ -54,6 +62,7 @@ class Kvm:
     __slots__ = (
         "a20_closed",
         "active_mmu_pages",
+        "ad_disabled",
         "address_spaces",
         "all_asleep",
         "cpu_model",
@@ -76,12 +85,18 @@ class Kvm:
         "page_hash",
         "params",
         "paused",
+        "pml",
         "q",
+        "rcu",
         "slots_lock",
         "sp_by_pfn",
         "srcu_waiters",
         "stat",
+        "tdp_ad_bits",
         "tdp_enabled",
+        "tdp_mmu_enabled",
+        "tdp_mmu_pages",
+        "tdp_mmu_roots",
         "turns",
         "vcpus",
     )
@@ -98,6 +113,13 @@ class Kvm:
         self.mm = mm
         self.params = params
         self.tdp_enabled = tdp_enabled
+        self.tdp_mmu_enabled = tdp_enabled and bool(params.tdp_mmu)
+        self.ad_disabled = tdp_enabled and not params.eptad
+        self.tdp_ad_bits = SPTE_TDP_AD_DISABLED | PT_DIRTY if self.ad_disabled else 0
+        self.pml = self.tdp_mmu_enabled and bool(params.pml) and not self.ad_disabled
+        self.rcu = Rcu(mm.host.sched)
+        self.tdp_mmu_roots: list[KvmMmuPage] = []
+        self.tdp_mmu_pages = 0
         self.cpu_model = cpu_model
         self.turns = turns or Turns()
         self.manual_dirty_log_protect = ManualProtect.OFF
@@ -110,7 +132,7 @@ class Kvm:
         self.a20_closed = False
         self.vcpus: list[Vcpu] = []
         self.stat = VmStat()
-        self.mmu_lock = Lock(mm.host.sched, "mmu_lock", LockRank.MMU_LOCK)
+        self.mmu_lock = RwLock(mm.host.sched, "mmu_lock", LockRank.MMU_LOCK)
         self.mmu_valid_gen = 0
         self.mmu_invalidate_seq = 0
         self.mmu_invalidate_in_progress = 0
@@ -219,3 +241,4 @@ class Kvm:
             vcpu.free_roots()
             vcpu.free_caches()
         self.flush_shadow_all()
+        kvm_mmu_uninit_tdp_mmu(self)

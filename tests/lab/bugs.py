@@ -65,7 +65,11 @@ SKIP_FLUSH: Edit = (START, "kvm.flush_remote_tlbs()", "pass")
 NO_RETRY: Edit = (page_fault._map, "is_page_fault_stale(vcpu, fault)", "False")
 
 NOTIFIER_BUGS = [
-    Bug("zap skipped", "I3", [(START, "kvm_unmap_gfn_range(kvm, slot, first, last)", "pass")]),
+    Bug(
+        "zap skipped",
+        "I3",
+        [(START, "kvm_unmap_gfn_range(kvm, slot, first, last, may_yield=range_.blockable)", "False")],
+    ),
     Bug("flush skipped", "I16", [SKIP_FLUSH]),
     Bug("flush skipped", "I3", [SKIP_FLUSH, SKIP_YOUNG_FLUSH], blind="I16"),
     Bug("flush skipped", "I4", [SKIP_FLUSH, SKIP_YOUNG_FLUSH], blind="I16 I3"),
@@ -292,7 +296,7 @@ MMU_BUGS = [
     Bug(
         "ageing gives rights",
         "I24",
-        [(rmap.kvm_rmap_age, "spte & ~PT_ACCESSED", "(spte & ~PT_ACCESSED) | PT_WRITABLE")],
+        [(rmap.kvm_rmap_age, "mark_spte_old(spte)", "mark_spte_old(spte) | PT_WRITABLE")],
         DEMAND,
     ),
     Bug(

@@ -361,7 +361,7 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
         drop_spte(kvm, sptep)
         kvm.flush_remote_tlbs()
         old = 0
-    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable, vcpu.walker.pkey)
+    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable, vcpu.walker.pkey) | kvm.tdp_ad_bits
     wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
     if spte == old:
         return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_SPURIOUS

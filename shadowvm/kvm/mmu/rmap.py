@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...x86 import PT_ACCESSED, PT_WRITABLE
+from .access_track import mark_spte_old
 from .role import ROLE_SMM_SHIFT
 from .spte import SPTE_MMU_WRITABLE, mmu_spte_clear, mmu_spte_set
 
@@ -102,7 +103,7 @@ def rmap_write_protect(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:
 
 
 def kvm_rmap_age(kvm: Kvm, slot: MemSlot, gfn: Gfn, *, clear: bool) -> bool:
-    """Whether any spte of a gfn was used since its A bit was last cleared; `clear` clears it."""
+    """Whether any spte of a gfn was used since it was last aged; `clear` makes it old."""
     head = slot.rmap.get(gfn)
     if head is None:
         return False
@@ -112,5 +113,5 @@ def kvm_rmap_age(kvm: Kvm, slot: MemSlot, gfn: Gfn, *, clear: bool) -> bool:
         if spte & PT_ACCESSED:
             young = True
             if clear:
-                mmu_spte_set(kvm, sptep, spte & ~PT_ACCESSED)
+                mmu_spte_set(kvm, sptep, mark_spte_old(spte))
     return young

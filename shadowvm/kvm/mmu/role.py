@@ -14,8 +14,9 @@ from .spte import ACC_ALL
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
 _HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _PKE_ANDNOT_WP = 12, 13, 15, 16
-_PKEY, _A20_CLOSED, _SMM = 17, 21, 24
+_PKEY, _A20_CLOSED, _AD_DISABLED, _SMM = 17, 21, 23, 24
 
+ROLE_LEVEL = 15 << _LEVEL
 ROLE_CR0_WP, ROLE_A20_CLOSED = 1 << _CR0_WP, 1 << _A20_CLOSED
 ROLE_SMM_SHIFT = _SMM
 """Nothing lies above: a role shifted by this is the address space that it belongs to."""
@@ -40,6 +41,7 @@ class Role(NamedTuple):
     pkey: int
     """As PT_PKEY_MASK bits."""
     a20_closed: bool
+    ad_disabled: bool
     smm: bool
     """Made in address space 1."""
 
@@ -66,6 +68,11 @@ def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False, s
     if cr4 & CR4_PKE:
         role |= 1 << _PKE_ANDNOT_WP
     return role
+
+
+def kvm_calc_tdp_mmu_root_page_role(ad_disabled: bool, smm: bool) -> int:
+    """The CPU's part of the role of every page of two-dimensional tables: the guest's registers do not matter."""
+    return 1 << _EFER_NX | 1 << _CR0_WP | ad_disabled << _AD_DISABLED | smm << _SMM
 
 
 def pack_role(
@@ -99,6 +106,7 @@ def unpack_role(role: int) -> Role:
         bool(role >> _PKE_ANDNOT_WP & 1),
         (role >> _PKEY & 15) << PT_PKEY_SHIFT,
         bool(role >> _A20_CLOSED & 1),
+        bool(role >> _AD_DISABLED & 1),
         bool(role >> _SMM & 1),
     )
 
@@ -109,4 +117,5 @@ def role_text(role: int) -> str:
     rights = ("w" if fields.access & 2 else "-") + ("u" if fields.access & 4 else "-") + "-x"[fields.access & 1]
     direct = " direct" if fields.direct else ""
     size, smm = 4 if fields.has_4_byte_gpte else 8, " smm" if fields.smm else ""
-    return f"l{fields.level} {size}-byte q{fields.quadrant}{direct} {rights} {'' if fields.efer_nx else '!'}nxe ad{smm}"
+    nxe, ad = "" if fields.efer_nx else "!", "!" if fields.ad_disabled else ""
+    return f"l{fields.level} {size}-byte q{fields.quadrant}{direct} {rights} {nxe}nxe {ad}ad{smm}"

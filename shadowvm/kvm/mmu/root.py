@@ -15,7 +15,7 @@ from ...cpu.mailbox import ROOT
 from ...mm.page_alloc import Page, put_page
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
 from .paging_mode import TRAITS, PagingMode
-from .role import pack_role
+from .role import kvm_calc_tdp_mmu_root_page_role, pack_role
 from .shadow import (
     KvmMmuPage,
     is_obsolete_sp,
@@ -25,6 +25,7 @@ from .shadow import (
     mmu_topup_memory_caches,
 )
 from .spte import RetPf, make_nonleaf_spte
+from .tdp_mmu import TDP_ROOT_LEVEL, kvm_tdp_mmu_alloc_root, kvm_tdp_mmu_put_root
 
 if TYPE_CHECKING:
     from ..vcpu import Vcpu
@@ -63,17 +64,47 @@ def kvm_mmu_load(vcpu: Vcpu) -> RetPf:
     kvm = vcpu.kvm
     if not mmu_topup_memory_caches(vcpu):
         return RetPf.ENOMEM
+    if kvm.tdp_mmu_enabled:
+        return _load_tdp_root(vcpu)
     kvm.mmu_lock.acquire()
     if not make_mmu_pages_available(vcpu):
         kvm.mmu_lock.release()
         return RetPf.ENOMEM
-    root = _alloc_root(vcpu) if vcpu.mode >= PagingMode.PT64 else _alloc_pae_root(vcpu)
-    vcpu.root = root
-    vcpu.roots.append(root)
-    vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer, root.level)
-    _drop_unreferenced(vcpu)
+    if kvm.tdp_enabled:
+        _load_nested_root(vcpu, _direct_root(vcpu))
+    else:
+        root = _alloc_root(vcpu) if vcpu.mode >= PagingMode.PT64 else _alloc_pae_root(vcpu)
+        vcpu.root = root
+        vcpu.roots.append(root)
+        vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer, root.level)
+        _drop_unreferenced(vcpu)
     kvm.mmu_lock.release()
     return RetPf.CONTINUE
+
+
+def _load_tdp_root(vcpu: Vcpu) -> RetPf:
+    lock = vcpu.kvm.mmu_lock
+    lock.acquire_read()
+    _load_nested_root(vcpu, kvm_tdp_mmu_alloc_root(vcpu))
+    lock.release_read()
+    return RetPf.CONTINUE
+
+
+def _direct_root(vcpu: Vcpu) -> KvmMmuPage:
+    """mmu_alloc_direct_roots(): a shadow page that stands for all guest-physical memory (tdp_mmu=0)."""
+    kvm = vcpu.kvm
+    role = kvm_calc_tdp_mmu_root_page_role(kvm.ad_disabled, vcpu.smm)
+    page, _ = kvm_mmu_get_shadow_page(vcpu, Gfn(0), pack_role(role, TDP_ROOT_LEVEL, direct=True))
+    page.root_count += 1
+    return page
+
+
+def _load_nested_root(vcpu: Vcpu, page: KvmMmuPage) -> None:
+    """Two-dimensional paging: the vCPU has one root, whatever its registers say."""
+    root = Root(TDP_ROOT_LEVEL, (page,), None)
+    vcpu.root = root
+    vcpu.roots.append(root)
+    vcpu.engine.load_nested_root(root.hpa, root.level)  # type: ignore[attr-defined]
 
 
 def _alloc_root(vcpu: Vcpu) -> Root:
@@ -131,6 +162,9 @@ def _put_root(vcpu: Vcpu, root: Root) -> None:
         put_page(host, root.pae_page)
     for page in root.pages:
         if page is None:
+            continue
+        if kvm.tdp_mmu_enabled:
+            kvm_tdp_mmu_put_root(kvm, page)
             continue
         page.root_count -= 1
         if page.invalid and not page.root_count:

@@ -38,7 +38,8 @@ class KvmMmuPage:
     q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of a leaf table that
     is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
     mmu_valid_gen: the VM's when it was made; see zap_all.py. nx_huge_page_disallowed: it stands where a large spte
-    would, because the guest executes there; see nx_huge_page.py.
+    would, because the guest executes there; see nx_huge_page.py. scheduled_to_zap: a root of the TDP MMU that is
+    invalid and not empty yet.
     """
 
     __slots__ = (
@@ -57,6 +58,7 @@ class KvmMmuPage:
         "q",
         "role",
         "root_count",
+        "scheduled_to_zap",
         "write_flooding_count",
     )
 
@@ -78,7 +80,7 @@ class KvmMmuPage:
         self.mmu_valid_gen = mmu_valid_gen
         self.write_flooding_count = 0
         self.nx_huge_page_disallowed = False
-        self.invalid = False
+        self.invalid = self.scheduled_to_zap = False
 
     def gfn_of(self, index: int) -> Gfn:
         """The guest frame that entry `index` maps or begins at: kvm_mmu_page_get_gfn()."""
@@ -164,6 +166,7 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
 
     A root in use stays allocated, marked invalid, until every vCPU has dropped it. Returns whether it was listed.
     """
+    kvm.mmu_lock.assert_held_write()
     if events.kvm_mmu_prepare_zap_page.on:
         events.kvm_mmu_prepare_zap_page(sp.mmu_valid_gen, sp.gfn, role_text(sp.role), sp.root_count, False)
     if sp.invalid:

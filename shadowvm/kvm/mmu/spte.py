@@ -12,8 +12,20 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ...addr import Gfn, Pfn
+from ...errors import ModelBug
 from ...events import spte_change
-from ...x86 import PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
+from ...x86 import (
+    PFERR_FETCH,
+    PFERR_WRITE,
+    PT_ACCESSED,
+    PT_ADDR_MASK,
+    PT_DIRTY,
+    PT_NX,
+    PT_PAGE_SIZE,
+    PT_PRESENT,
+    PT_USER,
+    PT_WRITABLE,
+)
 
 if TYPE_CHECKING:
     from ..memslot import MemSlot
@@ -22,6 +34,9 @@ if TYPE_CHECKING:
 SPTE_HOST_WRITABLE = 1 << 9
 SPTE_MMU_WRITABLE = 1 << 10
 SPTE_MMU_PRESENT = 1 << 11
+
+FROZEN_SPTE = 0x1A0
+"""Not present, and nobody may put anything there: the table behind it is being torn down, or the entry is in one."""
 
 ACC_EXEC_MASK = 1
 ACC_WRITE_MASK = PT_WRITABLE
@@ -67,6 +82,24 @@ def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: boo
         if access & ACC_WRITE_MASK and gfn not in slot.gfn_write_track:
             bits |= _WRITABLE
     return pfn << 12 | bits if access & ACC_EXEC_MASK else pfn << 12 | bits | PT_NX
+
+
+def check_spte_writable_invariants(spte: int) -> None:
+    """A leaf is MMU-writable only if host-writable, and has W only if MMU-writable; ModelBug (invariant I24)."""
+    if spte & SPTE_MMU_WRITABLE:
+        if not spte & SPTE_HOST_WRITABLE:
+            raise ModelBug(f"spte {spte:#x} is MMU-writable, but not host-writable")
+    elif spte & PT_WRITABLE:
+        raise ModelBug(f"spte {spte:#x} is writable, but not MMU-writable")
+
+
+def is_access_allowed(spte: int, error_code: int) -> bool:
+    """Whether a leaf of two-dimensional paging lets pass the access that an error code (W, F) tells of."""
+    if error_code & PFERR_FETCH:
+        return spte & (PT_PRESENT | PT_NX) == PT_PRESENT
+    if error_code & PFERR_WRITE:
+        return spte & (PT_PRESENT | PT_WRITABLE) == PT_PRESENT | PT_WRITABLE
+    return bool(spte & PT_PRESENT)
 
 
 def make_nonleaf_spte(pfn: Pfn) -> int:

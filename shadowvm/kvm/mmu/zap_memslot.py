@@ -30,8 +30,7 @@ def kvm_arch_flush_shadow_memslot(kvm: Kvm, slot: MemSlot) -> None:
 
 def _kvm_mmu_zap_memslot(kvm: Kvm, slot: MemSlot) -> None:
     """Leaf sptes first: those of shadow pages that stay must be gone, too."""
-    mapped = bool(slot.rmap)
-    kvm_unmap_gfn_range(kvm, slot, slot.base_gfn, slot.end_gfn)
+    mapped = kvm_unmap_gfn_range(kvm, slot, slot.base_gfn, slot.end_gfn, may_yield=False)
     invalid_list: list[KvmMmuPage] = []
     for gfn in sorted(gfn for gfn in kvm.page_hash if slot.base_gfn <= gfn < slot.end_gfn):
         for sp in list(kvm.page_hash.get(gfn, ())):
