@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..phys import Ram
 from . import layout as lay
 from . import mailbox as mb
-from . import roots
+from . import nested_root, roots
 from .arena import Arena
 from .check import peek
 from .library import Library
@@ -48,6 +48,7 @@ class Arrays:
             (mb.ROOT_LEVEL, 4),
             (mb.KEY_CR3, roots.NO_CR3),
             *roots.KEY_MASKS.items(),
+            *nested_root.defaults().items(),
         ):
             self.box[word] = value
 

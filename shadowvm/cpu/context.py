@@ -25,6 +25,8 @@ WORDS = (
     mb.NMI_PENDING,
     mb.WATCH_HITS,
     mb.CR3_RESERVED,
+    mb.PDPTRS_CR3,
+    *range(mb.PDPTRS, mb.PDPTRS + 4),
     mb.VECTORING,
     mb.VEC_VECTOR,
     mb.VEC_ERROR,

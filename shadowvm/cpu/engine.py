@@ -7,7 +7,7 @@ the guest must see is queued as an Event and delivered through the guest's own I
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
@@ -46,6 +46,13 @@ class CpuExit(IntEnum):
     CPUID = 12
     INVLPG = 13
     """The address is box[EXIT_VA]."""
+    EPT_VIOLATION = 14
+    """The nested table does not map box[EXIT_GPA], or not for this access; see nested_root.py. box[EXIT_FINAL]: 1 if
+    it is the page that the instruction at RIP accesses at box[EXIT_VA], 0 if a table of the guest on the way there.
+    box[EXIT_ACCESS] is of the nested access: to set A or D in a guest's table is a WRITE. EXIT_LEVEL, EXIT_TABLE and
+    EXIT_WHY are of the nested walk."""
+    EPT_MISCONFIG = 15
+    """A nested entry names a frame that host RAM does not have. With the same words as EPT_VIOLATION."""
 
 
 class WalkFault(IntEnum):
@@ -108,6 +115,12 @@ class Engine(Protocol):
 
     def load_root(self, root: Hpa, cr3: int, cr0: int, cr4: int, efer: int, level: int = 4) -> None:
         """Make the table of `level` levels at hpa `root` current for these control registers."""
+
+    def load_nested_root(self, root: Hpa, level: int = 4) -> None:
+        """Walk the guest's own tables too, through the nested table at hpa `root`: two-dimensional paging."""
+
+    def load_pdptrs(self, cr3: int, pdptrs: Sequence[int]) -> None:
+        """For two-dimensional paging: the PAE pointers that a MOV to `cr3` has loaded."""
 
     def skip_instruction(self) -> None:
         """Go past the instruction of the last exit, which has been emulated."""

@@ -41,6 +41,7 @@ FN_WRITE_EFLAGS = _next()
 FN_UPDATE_HFLAGS = _next()
 FN_TB_LOOKUP = _next()
 FN_BLOCK_SLOW = _next()
+FN_LEAVE = _next()
 FN_OTHER_ROOT = _next()
 FN_REFUSE = _next()
 FN_WRITABLE_CODE = _next()
@@ -56,6 +57,8 @@ FN_LJMP = _next()
 FN_LOAD32 = _next()
 FN_STORE16 = _next()
 FN_STORE32 = _next()
+FN_NESTED_WALK = _next()
+FN_READ_CODE = _next()
 
 # The last exit.
 EXIT = _next()
@@ -69,6 +72,10 @@ EXIT_STACK = _next()
 EXIT_LEVEL = _next()
 EXIT_TABLE = _next()
 EXIT_WHY = _next()
+EXIT_GPA = _next()
+EXIT_FINAL = _next()
+"""EPT_VIOLATION and EPT_MISCONFIG: the address that the nested table does not map, and 1 if it is the page itself, 0 if
+a table of the guest."""
 EXIT_CR = _next()
 EXIT_GPR = _next()
 EXIT_INSN_LEN = _next()
@@ -97,6 +104,34 @@ CR3_EXITS = _next()
 CR3_RESERVED = _next()
 """Bits of CR3 whose writing is an exit."""
 EPOCH = _next()
+
+# Two-dimensional paging: see nested_root.py.
+NESTED = _next()
+"""ROOT is a nested table: the guest's own tables are walked too."""
+NESTED_AD = _next()
+"""Nested entries get A and D bits."""
+GPA_MASK = _next()
+RSVD_ADDR = _next()
+RSVD_1G = _next()
+RSVD_4M = _next()
+"""Reserved in the guest's entries: address bits of 64-bit ones, and more in those of large pages."""
+PDPTRS_CR3 = _next()
+"""The CR3 that the PAE pointers were loaded at."""
+PDPTRS = _next()
+for _ in range(3):
+    _next()
+GUEST_PAGE = _next()
+"""Bytes that the guest's leaf maps, by the last walk."""
+FAULT_CAUSE = _next()
+"""P, RSVD and PK of the error code if the guest's own tables refuse."""
+NR_LEVELS = 6
+TABLE_GPA = _next()
+for _ in range(NR_LEVELS - 1):
+    _next()
+TABLE_AT = _next()
+for _ in range(NR_LEVELS - 1):
+    _next()
+"""By level: gpa of the entry that a walk uses, and where it is in our memory."""
 WINDOWS_OPEN = _next()
 """Not 0 if there may be a window; a bit for each."""
 NR_WINDOWS = NR_MMIO_WINDOWS = 2
@@ -188,6 +223,8 @@ CODE_FLUSHES = _next()
 PORT_IN_COUNT = _next()
 PORT_OUT_COUNT = _next()
 INTERCEPTS = _next()
+GUEST_FAULTS = _next()
+"""Page faults that the guest got from its own tables without an exit."""
 VECTOR_COUNTS = _next()
 NR_WORDS = VECTOR_COUNTS + 256
 

@@ -111,6 +111,11 @@ def enter_long_mode(
     ctypes.c_uint64.from_address(env + lay.ENV_EIP).value = entry
 
 
+def data_breakpoints(dr7: int) -> int:
+    """How many breakpoints on data DR7 has on."""
+    return sum(bool(dr7 >> 2 * i & 3) and dr7 >> 16 + 4 * i & 3 in (1, 3) for i in range(4))
+
+
 class Registers:
     """A CPU's registers by name. `env` is the live register file as 64-bit words: env[RIP], env[CR3]; writing a word
     there has no side effect, the properties' setters do what the instruction would (flush, derived state)."""

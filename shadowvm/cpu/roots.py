@@ -48,7 +48,7 @@ def load(box: memoryview[int], root: Hpa, cr3: int, cr0: int, cr4: int, efer: in
         _write_kept(box, others)
     else:
         _write_kept(box, [])
-    box[mb.ROOT], box[mb.ROOT_LEVEL] = root, level
+    box[mb.NESTED], box[mb.ROOT], box[mb.ROOT_LEVEL] = 0, root, level
     box[mb.CHECKS] = _checks(cr0, cr4, efer)
     box[mb.KEY_CR0], box[mb.KEY_CR3], box[mb.KEY_CR4], box[mb.KEY_EFER] = cr0, cr3, cr4, efer
 
@@ -84,7 +84,12 @@ def drop(box: memoryview[int], cr3: int) -> None:
         box[mb.KEY_CR3], box[mb.ROOT] = NO_CR3, NO_ROOT
 
 
+def forget_kept(box: memoryview[int]) -> None:
+    """Forget all but the current root."""
+    _write_kept(box, [])
+
+
 def drop_all(box: memoryview[int]) -> None:
     """Forget every root."""
-    _write_kept(box, [])
+    forget_kept(box)
     box[mb.KEY_CR3], box[mb.ROOT] = NO_CR3, NO_ROOT

@@ -62,8 +62,11 @@ NATIVE_CALLS = {
 }
 OWN_CALLS = {
     mb.FN_BLOCK_SLOW: "block_slow",
+    mb.FN_LEAVE: "leave_run",
     mb.FN_OTHER_ROOT: "find_root",
     mb.FN_REFUSE: "refuse_walk",
+    mb.FN_NESTED_WALK: "walk_both",
+    mb.FN_READ_CODE: "code_at",
     mb.FN_WRITABLE_CODE: "writable_code",
     mb.FN_WATCHED_ACCESS: "watched_access",
 }

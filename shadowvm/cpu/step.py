@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva
 from ..errors import ModelBug
 from . import layout as lay
 from . import mailbox as mb
@@ -23,6 +23,13 @@ OPCODE_PUSHF = 0x9C
 PUSHF_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3))
 REX_PREFIXES = frozenset(range(0x40, 0x50))
 FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
+
+
+def unkick(box: memoryview[int]) -> None:
+    """The run is over before the block hook has looked up: give the budget back, as native code's `unkick`."""
+    if box[mb.KICK]:
+        box[mb.BUDGET] = box[mb.BUDGET] + box[mb.STOLEN] & MASK64
+        box[mb.STOLEN] = box[mb.KICK] = 0
 
 
 def step(engine: UnicornEngine) -> int:
@@ -100,6 +107,9 @@ def _hpa(engine: UnicornEngine, va: int) -> int:
     for word in (mb.WINDOW_VA, mb.WINDOW1_VA):
         if box[word] == va & ~(PAGE_SIZE - 1):
             return box[word + 1] << PAGE_SHIFT | va & PAGE_SIZE - 1
+    if box[mb.NESTED]:
+        looked = engine.nested.look(engine, engine.ram, Gva(va))
+        return -1 if looked is None else looked
     found = walk(engine.ram, box[mb.ROOT], va, level=box[mb.ROOT_LEVEL], mark=False)
     return found.pfn << PAGE_SHIFT | va & PAGE_SIZE - 1 if isinstance(found, Walked) else -1
 

@@ -14,6 +14,7 @@ alignment checks, unmasked SSE exceptions, #UD for VEX without AVX, #GP at a far
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 from .. import x86
@@ -31,7 +32,8 @@ from .interrupt import queue, vectored
 from .library import CTL_TB_FLUSH, library
 from .mmio import Mmio, ReadHandler, WriteHandler
 from .native.cache import load as load_native
-from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers
+from .nested_root import NestedPaging
+from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers, data_breakpoints
 from .segments import TableRegister
 from .setup import (
     control,
@@ -49,18 +51,6 @@ DR6_BS, DR7_GD = 1 << 14, 1 << 13
 _EXIT, _VECTORING, _INTERRUPT, _NMI = mb.EXIT, mb.VECTORING, EventKind.INTERRUPT, EventKind.NMI
 IN_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
 OUT_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32)
-
-
-def unkick(box: memoryview[int]) -> None:
-    """The run is over before the block hook has looked up: give the budget back, as native code's `unkick`."""
-    if box[mb.KICK]:
-        box[mb.BUDGET] = box[mb.BUDGET] + box[mb.STOLEN] & MASK64
-        box[mb.STOLEN] = box[mb.KICK] = 0
-
-
-def data_breakpoints(dr7: int) -> int:
-    """How many breakpoints on data DR7 has on."""
-    return sum(bool(dr7 >> 2 * i & 3) and dr7 >> 16 + 4 * i & 3 in (1, 3) for i in range(4))
 
 
 class UnicornEngine(Registers):
@@ -85,6 +75,7 @@ class UnicornEngine(Registers):
         hidden = Arena(HIDDEN_PAGES << PAGE_SHIFT)
         base = map_hidden(lib, self._uc, ram, hidden)
         self.controls = Controls(self._env_address, self.box, hidden, base)
+        self.nested = NestedPaging(self.box)
         self.suspects = Suspects(self.box)
         self.code_share: CodeShare | None = None
         self._mmio = Mmio(self.box, self._handler_raised)
@@ -120,7 +111,7 @@ class UnicornEngine(Registers):
 
     def _settle(self, error: int, code: int) -> int:
         box = self.box
-        unkick(box)
+        step.unkick(box)
         if self._raised is not None:
             raised, self._raised = self._raised, None
             box[mb.STOP] = 0
@@ -339,6 +330,14 @@ class UnicornEngine(Registers):
         """Make the table at `root` current for these registers; see roots.py. If only CR3 differs, the former root
         is kept."""
         roots.load(self.box, root, cr3, cr0, cr4, efer, level)
+
+    def load_nested_root(self, root: Hpa, level: int = 4) -> None:
+        """Two-dimensional paging from now on, through the nested table at `root`; see nested_root.py."""
+        self.nested.load_root(root, level)
+
+    def load_pdptrs(self, cr3: int, pdptrs: Sequence[int]) -> None:
+        """For two-dimensional paging: the PAE pointers that a MOV to `cr3` has loaded."""
+        self.nested.load_pdptrs(cr3, pdptrs)
 
     def kept_roots(self) -> list[tuple[int, int]]:
         """(cr3, root) of the roots that a CR3 write switches to without an exit, latest first."""

@@ -37,7 +37,8 @@ class Checks(NamedTuple):
     wp: bool = True
 
 
-def _why(rights: int, nx: bool, access: int, mmu_idx: int, checks: Checks) -> WalkFault | None:
+def why_refused(rights: int, nx: bool, access: int, mmu_idx: int, checks: Checks) -> WalkFault | None:
+    """None if the rights that all levels leave allow the access, else why not."""
     if access == FETCH:
         if nx:
             return WalkFault.NX
@@ -51,7 +52,7 @@ def _why(rights: int, nx: bool, access: int, mmu_idx: int, checks: Checks) -> Wa
     return WalkFault.WRITE if access == WRITE and not rights & x86.PT_WRITABLE else None
 
 
-def _key_allows(entry: int, mmu_idx: int, checks: Checks) -> tuple[bool, bool]:
+def key_allows(entry: int, mmu_idx: int, checks: Checks) -> tuple[bool, bool]:
     """Whether the protection key of a user page's leaf allows (reads, writes)."""
     pkru = (checks.pkru or 0) >> 2 * (entry >> 59 & 15)
     readable = not pkru & 1
@@ -90,10 +91,10 @@ def walk(
         level -= 1
     inside = (1 << 9 * (level - 1)) - 1
     pfn = (entry & x86.PT_ADDR_MASK) >> PAGE_SHIFT & ~inside | va >> PAGE_SHIFT & inside
-    why = _why(rights, nx, access, mmu_idx, checks)
+    why = why_refused(rights, nx, access, mmu_idx, checks)
     writable = bool(rights & x86.PT_WRITABLE)
     if rights & x86.PT_USER and access != FETCH:
-        may_read, may_write = _key_allows(entry, mmu_idx, checks)
+        may_read, may_write = key_allows(entry, mmu_idx, checks)
         writable &= may_write
         if not (may_write if access == WRITE else may_read):
             why = WalkFault.PK

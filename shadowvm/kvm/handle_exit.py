@@ -125,6 +125,7 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
         if pdptrs is None:
             return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
+        engine.load_pdptrs(cr3, pdptrs)
     role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed, vcpu.smm)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)

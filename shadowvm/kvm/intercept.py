@@ -71,6 +71,7 @@ def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:
         if pdptrs is None:
             return False
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
+        engine.load_pdptrs(cr3, pdptrs)
         kvm_mmu_free_roots(vcpu)
     elif not is_pae:
         vcpu.pdptrs_cr3 = -1

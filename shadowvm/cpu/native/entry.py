@@ -6,13 +6,15 @@ from __future__ import annotations
 from numba import cfunc, types
 
 from .. import layout as lay
-from .blocks import on_block, on_block_slow, on_rdtsc
+from .blocks import on_block, on_block_slow, on_leave, on_rdtsc
 from .coherence import on_writable_code
 from .debug import on_watched_access
 from .interrupt import on_exception, on_interrupt, on_invalid
 from .memory import get_env, ld64, st64
+from .nested import nested_walk
 from .ports import on_in, on_out
 from .syscall import on_syscall, on_sysenter
+from .translate import read_code
 from .walker import on_fill, other_root, refuse, walk
 
 i64, u32, i32, boolean, void = types.int64, types.uint32, types.int32, types.boolean, types.void
@@ -63,6 +65,11 @@ def block_slow(box, slot, pc):
     on_block_slow(box, slot, pc)
 
 
+@callback(void, i64, i64)
+def leave_run(box, code):
+    on_leave(box, code)
+
+
 @callback(i64, i64)
 def find_root(box):
     return i64(other_root(box))
@@ -71,6 +78,16 @@ def find_root(box):
 @callback(void, i64, i64, i64, i64, i64, i64)
 def refuse_walk(box, va, size, how, retaddr, code):
     refuse(box, va, size, how >> 2, how & 3, retaddr, code)
+
+
+@callback(i64, i64, i64)
+def code_at(box, va):
+    return read_code(box, va)
+
+
+@callback(i64, i64, i64, i64, i64)
+def walk_both(box, va, access, idx):
+    return nested_walk(box, va, access, idx)
 
 
 @callback(void, i64, i64, i64, i64)
@@ -124,8 +141,11 @@ CALLBACKS = {
         sysenter,
         block,
         block_slow,
+        leave_run,
         find_root,
         refuse_walk,
+        walk_both,
+        code_at,
         writable_code,
         watched_access,
         rdtsc,

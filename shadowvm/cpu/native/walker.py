@@ -9,25 +9,35 @@ from __future__ import annotations
 from ... import x86
 from .. import layout as lay
 from .. import mailbox as mb
-from ..engine import CpuExit, WalkFault
+from ..engine import CpuExit
 from .blocks import cut, leave, linear_rip, run_again
 from .coherence import note_new_code
+from .guest_fault import raise_page_fault
 from .intercept import refuse_cr3
 from .jumps import undo_jump
-from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld32, ld64, put, st8, st32, st64
+from .memory import bump, call1, call3, call4, call5, call6, get, get_env, inline, ld8, ld64, put, st8, st32, st64
+from .nested import EPT_MISCONFIG, EPT_VIOLATION, GUEST_FAULT
 from .operands import is_stack_access, reads_to_write
+from .rights import (
+    BAD_FRAME,
+    FETCH,
+    NOT_PRESENT,
+    PROTECTION_KEY,
+    READ,
+    WRITE,
+    key_rights,
+    mark,
+    why_refused,
+)
 from .task_switch import note_switch
 from .translate import LOW32, PAE_LEVEL, is_canonical
 
 WALK_FAULT = int(CpuExit.WALK_FAULT)
 CR_ACCESS = int(CpuExit.CR_ACCESS)
 NON_CANONICAL = int(CpuExit.NON_CANONICAL)
-NOT_PRESENT, NO_WRITE, NO_USER, NO_EXEC, SMEP, SMAP, BAD_FRAME, PROTECTION_KEY = (int(why) for why in WalkFault)
 A, D, P, PS = x86.PT_ACCESSED, x86.PT_DIRTY, x86.PT_PRESENT, x86.PT_PAGE_SIZE
 W, U = x86.PT_WRITABLE, x86.PT_USER
 ADDR, PAGE_MASK = x86.PT_ADDR_MASK, -4096
-READ, WRITE, FETCH = 0, 1, 2
-PKRU_AD, PKRU_WD = 1, 2
 
 
 @inline
@@ -64,32 +74,6 @@ def switch_root(box, env):
                 bump(box, mb.CR3_HITS)
                 return True
     return False
-
-
-@inline
-def why_refused(box, rights, nx, access, idx):
-    """-1 if the accumulated rights allow the access, else why not."""
-    if access == FETCH:
-        if nx:
-            return NO_EXEC
-        if idx == lay.MMU_USER_IDX:
-            return -1 if rights & U else NO_USER
-        return SMEP if rights & U and get(box, mb.CHECKS) & x86.CR4_SMEP else -1
-    if idx == lay.MMU_USER_IDX and not rights & U:
-        return NO_USER
-    if idx == lay.MMU_KSMAP_IDX and rights & U and get(box, mb.CHECKS) & x86.CR4_SMAP:
-        return SMAP
-    return NO_WRITE if access == WRITE and not rights & W else -1
-
-
-@inline
-def key_rights(box, entry, idx):
-    """What the protection key of a leaf allows of data accesses: P any, W stores (SDM vol. 3, 4.6.2)."""
-    pkru = ld32(get_env(box) + lay.ENV_PKRU) >> (entry >> 59 & 15) * 2
-    if pkru & PKRU_AD:
-        return 0
-    is_checked = idx == lay.MMU_USER_IDX or get(box, mb.KEY_CR0) & x86.CR0_WP
-    return P if pkru & PKRU_WD and is_checked else P | W
 
 
 @inline
@@ -146,15 +130,7 @@ def walk(box, va, access, idx):
 
 
 @inline
-def mark(at, bits):
-    if at != 0:
-        entry = ld64(at)
-        if entry & bits != bits:
-            st64(at, entry | bits)
-
-
-@inline
-def fill_fetch(box, cpu, page, pfn, idx):
+def fill_fetch(box, cpu, page, pfn, idx, serves):
     """The first fetch from a frame drops the TLB: entries that would let stores pass unseen may be in it."""
     executed = get(box, mb.EXECUTED) + pfn
     bump(box, mb.FETCH_FILLS)
@@ -163,7 +139,7 @@ def fill_fetch(box, cpu, page, pfn, idx):
         note_new_code(box, pfn)
         bump(box, mb.CODE_FLUSHES)
         call1(get(box, mb.FN_FLUSH), cpu)
-    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5 if fetch_tells_read(box, idx) else 4, idx, 4096)
+    call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 5 if fetch_tells_read(box, idx) else 4, idx, serves)
 
 
 @inline
@@ -231,11 +207,12 @@ def through_stack(box, va, access):
 def refuse(box, va, size, access, idx, retaddr, code):
     """Leave the run: the access cannot be done. Does not return. A function of its own, to keep the fill short."""
     cpu, env = get(box, mb.CPU), get_env(box)
-    if note_switch(box, env):
+    switching = note_switch(box, env)
+    if switching:
         pass
     elif access == FETCH:
         call3(get(box, mb.FN_RESTORE), cpu, retaddr, 0)
-        if code == WALK_FAULT:
+        if code not in (CR_ACCESS, NON_CANONICAL):
             execute_alone(box, cpu, env, va)
         if code == NON_CANONICAL and get(box, mb.DELIVERING) == 0:
             undo_jump(box)
@@ -253,7 +230,11 @@ def refuse(box, va, size, access, idx, retaddr, code):
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
     put(box, mb.EXIT_VA, va)
-    put(box, mb.EXIT_ACCESS, access)
+    if code == GUEST_FAULT:
+        raise_page_fault(box, env, va, access, idx, switching)
+    is_nested = code in (EPT_VIOLATION, EPT_MISCONFIG)
+    if not is_nested or get(box, mb.EXIT_FINAL) != 0:
+        put(box, mb.EXIT_ACCESS, access)
     put(box, mb.EXIT_USER, 1 if idx == lay.MMU_USER_IDX else 0)
     put(box, mb.EXIT_SMAP, 1 if idx == lay.MMU_KSMAP_IDX else 0)
     put(box, mb.EXIT_SIZE, size)
@@ -283,11 +264,18 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
         set_tlb_window(box, desc, idx)
     bump(box, mb.FILLS)
     pfn = in_window(box, page, access)
-    writable = 1
+    writable, serves = 1, 4096
     if pfn < 0:
         code = 0
         level = get(box, mb.ROOT_LEVEL)
-        if not keys_match(box, env) and call1(get(box, mb.FN_OTHER_ROOT), box) == 0:
+        if get(box, mb.NESTED) != 0:
+            if not ld64(env + lay.ENV_EFER) & x86.EFER_LMA:
+                va &= LOW32
+            found = call4(get(box, mb.FN_NESTED_WALK), box, va, access, idx)
+            if found < 0:
+                code = -found
+            pfn, writable, serves = found >> 1, found & 1, get(box, mb.GUEST_PAGE)
+        elif not keys_match(box, env) and call1(get(box, mb.FN_OTHER_ROOT), box) == 0:
             code = CR_ACCESS
         elif level != PAE_LEVEL and not is_canonical(va, level):
             code = NON_CANONICAL
@@ -310,10 +298,9 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
         return True
     st32(get(box, mb.FILL_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
     if access == FETCH:
-        fill_fetch(box, cpu, page, pfn, idx)
+        fill_fetch(box, cpu, page, pfn, idx, serves)
     else:
-        serves = 4096
         if get(box, mb.WATCHED) != 0 and not probe:
-            serves = call5(get(box, mb.FN_WATCHED_ACCESS), box, va, size, access, retaddr)
+            serves = min(serves, call5(get(box, mb.FN_WATCHED_ACCESS), box, va, size, access, retaddr))
         fill_data(box, cpu, page, pfn, idx, writable, serves)
     return True
