@@ -104,7 +104,7 @@ def _load_nested_root(vcpu: Vcpu, page: KvmMmuPage) -> None:
     root = Root(TDP_ROOT_LEVEL, (page,), None)
     vcpu.root = root
     vcpu.roots.append(root)
-    vcpu.engine.load_nested_root(root.hpa, root.level)  # type: ignore[attr-defined]
+    vcpu.engine.load_nested_root(root.hpa, root.level)
 
 
 def _alloc_root(vcpu: Vcpu) -> Root:
