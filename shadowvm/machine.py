@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .addr import HUGE_PAGE_SIZE, PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Hva
+from .api import Host, Kvm
 from .boot import pvh
 from .boot.bios import bios_data, bios_handlers
 from .boot.image import BootOptions, ProtectedModeStart, ResetStart, Segment, Start, read_file
@@ -31,7 +32,7 @@ from .devices.lapic import Lapic
 from .devices.mptable import mp_tables
 from .devices.pc import Pc, PcConfig, PcHooks
 from .devices.uart import COM1, COM1_IRQ, Uart
-from .errors import ConfigError, SwapIOError
+from .errors import ConfigError, KvmError, SwapIOError
 from .kvm.cpuid import cpuid, parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
 from .kvm.irq import IrqState
@@ -39,15 +40,8 @@ from .kvm.memslot import KVM_MEM_READONLY
 from .kvm.mp_state import MpState
 from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
-from .kvm.vm import Kvm
-from .mm.host import Host
-from .mm.huge import Thp
-from .mm.mm_struct import MmStruct, exit_mmap, madvise_hugepage, mmap, mprotect
+from .mm.mm_struct import mprotect
 from .mm.page_io import SwapReads
-from .mm.swap import SwapFile
-from .mm.uaccess import copy_from_user, copy_to_user
-from .phys import Ram
-from .sync import RandomPreemption, Scheduler
 from .x86 import EFER_NX
 
 ENOMEM = -12
@@ -90,23 +84,19 @@ class Machine:
         layout = memory_layout(config.memory)
         image = load_image(config.image, _boot_options(config), config.bios)
         cpu_model = parse_cpu_model(config.cpu, config.smp)
-        self.ram = _host_ram(config.host_memory)
-        self.sched = Scheduler()
-        self._preemption = RandomPreemption(self.sched, config.seed) if config.seed else None
-        self._orderly = True
+        self.system = Host(config.host_memory, config.swap_size, config.swap_file, config.seed, config.thp)
+        self.ram, self.sched, self.host = self.system.ram, self.system.sched, self.system.node
         self._ended_by: Reason | None = None
         with ExitStack() as undo:
-            self.swap = SwapFile(config.swap_size, config.swap_file)
-            undo.callback(self.swap.close)
-            self.host = Host(self.ram, self.swap, self.sched, Thp(config.thp))
-            self.mm = MmStruct(self.host, "qemu")
+            undo.callback(self.host.close)
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
-            self.kvm = Kvm(self.mm, cpu_model, turns, config.kvm_params)
+            self.vm = Kvm(self.system).create_vm(params=config.kvm_params, cpu=cpu_model, turns=turns)
+            self.mm, self.kvm = self.vm.mm, self.vm.kvm
             for slot_id, memory in enumerate(layout):
-                base, size = Gpa(memory.base << PAGE_SHIFT), memory.npages << PAGE_SHIFT
-                hva = mmap(self.mm, size)
-                madvise_hugepage(self.mm, hva, size)
-                self.kvm.set_user_memory_region(slot_id, base, size, hva)
+                base, size = memory.base << PAGE_SHIFT, memory.npages << PAGE_SHIFT
+                hva = self.vm.mmap(size)
+                self.vm.madvise_hugepage(hva, size)
+                self.vm.set_user_memory_region(slot_id, base, size, hva)
             self._add_pc(not isinstance(image.start, ResetStart))
             for number in range(config.smp):
                 self._add_vcpu(number)
@@ -127,9 +117,9 @@ class Machine:
     def _add_rom(self, rom: Segment) -> None:
         """A slot of its own for firmware outside of memory; read-only, as QEMU's pc.bios is."""
         offset = rom.gpa % HUGE_PAGE_SIZE
-        hva = Hva(mmap(self.mm, offset + rom.memsz) + offset)
         slot_id = len(self.kvm.memslots.slots)
-        self.kvm.set_user_memory_region(slot_id, rom.gpa, rom.memsz, hva, KVM_MEM_READONLY)
+        hva = self.vm.mmap(offset + rom.memsz) + offset
+        self.vm.set_user_memory_region(slot_id, rom.gpa, rom.memsz, hva, KVM_MEM_READONLY)
         self.write_guest(rom.gpa, rom.data)
 
     def _add_pc(self, bios_ran: bool) -> None:
@@ -164,17 +154,16 @@ class Machine:
 
     def _add_vcpu(self, number: int) -> None:
         """A CPU in the state of reset, with its local APIC; all but the first wait to be started."""
-        engine = UnicornEngine(self.ram, vcpu_id=number, counting=self.config.icount)
-        vcpu = Vcpu(self.kvm, engine, limit=self.config.timeout_instructions)
+        limit = self.config.timeout_instructions
+        vcpu = self.vm.create_vcpu(counting=self.config.icount, limit=limit, userspace_io=False).vcpu
+        engine = vcpu.engine
         lapic = self.pc.lapics[number]
         vcpu.irq = IrqState(Irqchip(lapic, self.pc.pic), self.pc.clock)
         lapic.on_event = vcpu.look_again
         engine.on_in(partial(self._port_read, vcpu))
         engine.on_out(partial(self._port_write, vcpu))
         engine.on_mmio(partial(self._mmio_read, lapic), partial(self._mmio_write, lapic))
-        self.ram.code_caches.append(engine.drop_code)
         if number:
-            engine.init_reset()
             vcpu.mp_state = MpState.UNINITIALIZED
 
     @property
@@ -243,20 +232,14 @@ class Machine:
 
     def write_guest(self, gpa: Gpa, data: bytes) -> None:
         """Store into guest memory as the VMM would, through its own mapping. ConfigError: no host memory left."""
-        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
-        assert slot is not None, "the loader has checked the placement"
-        hva = Hva(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT))
-        if copy_to_user(self.mm, hva, data) is not None:
-            raise ConfigError(f"the image does not fit: host memory and swap are too small for gpa {gpa:#x}")
+        try:
+            self.vm.write_memory(gpa, data)
+        except KvmError as error:
+            raise ConfigError(f"the image does not fit: {error}") from None
 
     def read_guest(self, gpa: Gpa, size: int) -> bytes:
-        """What is in guest memory, as the VMM sees it through its own mapping; inside one slot."""
-        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
-        assert slot is not None
-        data = copy_from_user(self.mm, Hva(slot.userspace_addr + gpa - (slot.base_gfn << PAGE_SHIFT)), size)
-        if not isinstance(data, bytes):
-            raise ConfigError(f"no memory is left to read gpa {gpa:#x}")
-        return data
+        """What is in guest memory, through the VMM's own mapping. KvmError: no memory is there, or left."""
+        return self.vm.read_memory(gpa, size)
 
     @property
     def instructions(self) -> int:
@@ -275,7 +258,7 @@ class Machine:
         for vcpu in self.vcpus:
             self.sched.spawn(f"CPU {vcpu.id}/KVM", partial(self._vcpu_thread, vcpu, results), vcpu=vcpu.id)
         try:
-            self._schedule()
+            self.system.run()
         except SwapIOError as error:
             return Outcome(Reason.SWAP_ERROR, 126, str(error))
         if self.host.swap_reads is not None:
@@ -303,15 +286,6 @@ class Machine:
     def _after_swap_latency(self, done: Callable[[], None]) -> None:
         self.pc.clock.at(self.pc.clock.now() + self.config.swap_latency, done)
 
-    def _schedule(self, *, drain: bool = False) -> None:
-        """Run every task; what a task raises comes out here and leaves the host as it is."""
-        self._orderly = False
-        with ExitStack() as stack:
-            if self._preemption is not None:
-                stack.enter_context(self._preemption.watching())
-            self.sched.run(drain=drain)
-        self._orderly = True
-
     def _outcome(self, run: KvmRun) -> Outcome:
         if run.errno == ENOMEM:
             return Outcome(Reason.OUT_OF_MEMORY, 126, "host out of memory and swap")
@@ -332,20 +306,8 @@ class Machine:
 
         After a run that an exception cut short the host's state means nothing: then only the latter.
         """
-        try:
-            if self._orderly:
-                self.host.swap_reads = None
-                self.sched.spawn("exit", self._destroy)
-                self._schedule(drain=True)
-        finally:
-            self.ram.code_caches.clear()
-            for vcpu in self.vcpus:
-                vcpu.engine.close()
-            self.host.close()
-
-    def _destroy(self) -> None:
-        self.kvm.destroy()
-        exit_mmap(self.mm)
+        self.host.swap_reads = None
+        self.system.close()
 
 
 def _boot_options(config: MachineConfig) -> BootOptions:
@@ -389,10 +351,3 @@ def _serial_line(config: MachineConfig) -> bytes:
     """What COM1 receives."""
     path = config.serial_input
     return b"" if path is None else read_file(path, MAX_SERIAL_INPUT, "--serial-input")
-
-
-def _host_ram(size: int) -> Ram:
-    try:
-        return Ram(size)
-    except (OSError, OverflowError, ValueError) as error:
-        raise ConfigError(f"--host-memory: cannot map {size} bytes: {error}") from None

@@ -19,6 +19,7 @@ LAYERS: list[set[str]] = [
     {"addr", "x86", "phys", "errors", "sync", "rcu", "events", "params", "config", "guests", "__init__"},
     {"mm", "cpu", "boot"},
     {"kvm", "secondary", "devices"},
+    {"api"},
     {"machine"},
     {"trace"},
     {"debug", "lab"},

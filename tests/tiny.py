@@ -24,12 +24,22 @@ EXIT = "out 0xf4, eax\nhlt\n"
 
 def assemble(source: str) -> bytes:
     """The bytes of 64-bit code at ORIGIN."""
+    return _assembled(f"bits 64\norg {ORIGIN}\ndefault abs\n{source}\n", source)
+
+
+def assemble16(source: str, origin: int = 0x1000) -> bytes:
+    """The bytes of 16-bit code."""
+    text = f"bits 16\norg {origin}\n{source}\n"
+    return _assembled(text, text)
+
+
+def _assembled(text: str, source: str) -> bytes:
     known: dict[str, str] = json.loads(TABLE.read_text()) if TABLE.exists() else {}
     key = hashlib.sha256(source.encode()).hexdigest()[:20]
     if key not in known:
         if not os.environ.get("SHADOWVM_ASSEMBLE"):
             raise LookupError(f"not assembled: {source!r}")
-        known[key] = _nasm(source).hex()
+        known[key] = _nasm(text).hex()
         TABLE.write_text(json.dumps(dict(sorted(known.items())), indent=0) + "\n")
     return bytes.fromhex(known[key])
 
@@ -37,7 +47,7 @@ def assemble(source: str) -> bytes:
 def _nasm(source: str) -> bytes:
     with tempfile.TemporaryDirectory() as directory:
         text, out = Path(directory, "a.s"), Path(directory, "a.bin")
-        text.write_text(f"bits 64\norg {ORIGIN}\ndefault abs\n{source}\n")
+        text.write_text(source)
         subprocess.run(["nasm", "-f", "bin", "-o", out, text], check=True)
         return out.read_bytes()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -23,22 +24,35 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
 
 
-class MmioRun(NamedTuple):
-    """The access of KVM_EXIT_MMIO: what was stored there, or how much is to be loaded from there."""
+@dataclass(slots=True)
+class KvmIo:
+    """kvm_run.io: a port was written, or is read; then user space puts the answer into `data`."""
+
+    port: int
+    size: int
+    is_write: bool
+    data: int
+
+
+@dataclass(slots=True)
+class KvmMmio:
+    """kvm_run.mmio: a store, or a load that waits for `data`, where no memory is."""
 
     phys_addr: Gpa
-    data: bytes
     len: int
     is_write: bool
+    data: int
 
 
 class KvmRun(NamedTuple):
     """The outcome of one Vcpu.run(). INTR: the instruction limit; SYSTEM_EVENT: a device ended the run.
 
-    `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0. `mmio`: of MMIO.
+    `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0. `io`, `mmio`: what the guest
+    asks of user space, if that is what answers its ports.
     """
 
     exit_reason: ExitReason
     text: str = ""
     errno: int = 0
-    mmio: MmioRun | None = None
+    io: KvmIo | None = None
+    mmio: KvmMmio | None = None

@@ -69,12 +69,20 @@ def _emulate_mmio(vcpu: Vcpu, gva: Gva, why: RetPf) -> KvmRun | None:
     """A load or store where no memory is, or a store to ROM. Where there is no bus, user space answers it."""
     if vcpu.irq is not None:
         return _emulate(vcpu, gva, why, None)
-    user = vcpu.user_mmio
+    questions = vcpu.userspace_io
+    if questions is None:
+        return page_fault_failed(vcpu, gva, RetPf.INVALID)
+    engine = vcpu.engine
     gpa = Gpa(vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF)
-    if vcpu.engine.box[EXIT_ACCESS] == READ and user.data is None:
-        return user.ask(gpa, vcpu.engine.box[EXIT_SIZE])
+    if engine.box[EXIT_ACCESS] == READ and questions.ask(gpa, engine.box[EXIT_SIZE]):
+        return None
+    before = engine.save()
     run = _emulate(vcpu, gva, why, None)
-    return user.take_write() if run is None else run
+    if questions.take_back():
+        engine.restore(before)
+        kvm_mmu_free_roots(vcpu)
+        return None
+    return run
 
 
 def _emulate(vcpu: Vcpu, gva: Gva, why: RetPf, interrupted: Event | None) -> KvmRun | None:

@@ -20,7 +20,6 @@ from .handle_exit import handle_exit
 from .intercept import CR3_RESERVED
 from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
-from .mmio import UserMmio
 from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
@@ -41,6 +40,7 @@ from .vm import (
 if TYPE_CHECKING:
     from ..cpu.unicorn_engine import UnicornEngine
     from ..sync import Task
+    from .userspace_io import UserspaceIo
     from .vm import Kvm
 
 _VMX_EXIT_REASONS: dict[int, str] = {
@@ -76,7 +76,8 @@ class Vcpu:
     task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
-    device_work: what a device left to be done outside of the guest. user_mmio: accesses that user space answers.
+    device_work: what a device left to be done outside of the guest. userspace_io: who answers its ports
+    and MMIO if there are no devices.
     """
 
     __slots__ = (
@@ -120,7 +121,7 @@ class Vcpu:
         "stat",
         "task",
         "turn_left",
-        "user_mmio",
+        "userspace_io",
         "walker",
     )
 
@@ -157,8 +158,7 @@ class Vcpu:
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
-        self.user_mmio = UserMmio()
-        engine.on_mmio(self.user_mmio.read, self.user_mmio.write)
+        self.userspace_io: UserspaceIo | None = None
         self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
@@ -173,12 +173,13 @@ class Vcpu:
         """KVM_RUN: execute guest code until user space has something to do."""
         self.quit = False
         self.task = self.sched.current
-        if self.user_mmio.writes:
-            result: KvmRun | None = self.user_mmio.take_write()
-            assert result is not None
-            return result
+        questions = self.userspace_io
+        if questions is not None:
+            questions.complete()
         while True:
-            if self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
+            if questions is not None and questions.exits:
+                result: KvmRun | None = questions.next_exit()
+            elif self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
                 result = _paused() if self.kvm.paused else exit_halted(self)
             else:
                 result = vcpu_enter_guest(self)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from shadowvm.addr import Gpa
+from shadowvm.addr import Gpa, Vpn
 from shadowvm.events import Tracepoint, attached, kvm_mmu_seq_sample
 from shadowvm.machine import Machine
+from shadowvm.mm.gup import host_pte
 from tests.guest_run import config_for
 from tests.kvm.smp import LONG_MODE, START
 from tests.tiny import EXIT, gate, write_tiny
@@ -73,4 +74,5 @@ def test_what_another_cpu_built_on_its_own_store_meanwhile_is_zapped(tmp_path: P
 
 def _hpa(machine: Machine, gpa: int) -> int:
     slot = machine.kvm.memslots.slots[0]
-    return (machine.mm.tlb[(slot.userspace_addr + gpa) >> 12] << 3) + gpa % 4096
+    pte = host_pte(machine.mm, Vpn((slot.userspace_addr + gpa) >> 12))
+    return (pte >> 12 << 12) + gpa % 4096

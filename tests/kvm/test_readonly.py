@@ -10,9 +10,10 @@ import pytest
 from shadowvm.addr import Gpa, Hva
 from shadowvm.errors import KvmError
 from shadowvm.events import Tracepoint, attached, kvm_mmio, kvm_mmu_set_spte
-from shadowvm.kvm.exit import ExitReason
+from shadowvm.kvm.exit import ExitReason, KvmMmio
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from shadowvm.kvm.mmu.spte import SPTE_HOST_WRITABLE
+from shadowvm.kvm.userspace_io import UserspaceIo
 from shadowvm.machine import Machine
 from shadowvm.mm.mm_struct import mmap
 from shadowvm.mm.uaccess import copy_to_user
@@ -124,20 +125,19 @@ def test_a_vcpu_without_a_bus_exits_for_each_store_and_each_load(tmp_path: Path)
     add_rom(machine, b"\1")
     vcpu = machine.vcpu
     vcpu.irq = None
-    engine = vcpu.engine
-    engine.on_mmio(vcpu.user_mmio.read, vcpu.user_mmio.write)
+    UserspaceIo(vcpu)
     runs = []
 
     def thread() -> None:
         runs.append(vcpu.run())
         runs.append(vcpu.run())
-        vcpu.user_mmio.answer(b"\xcd\xab")
+        runs[1].mmio.data = 0xABCD
         runs.append(vcpu.run())
 
     machine.sched.spawn("vcpu", thread)
     machine.sched.run()
     assert [run.exit_reason for run in runs] == [ExitReason.MMIO, ExitReason.MMIO, ExitReason.HLT]
-    assert runs[0].mmio == (EXTRA + 8, bytes((4, 3, 2, 1)), 4, True)
-    assert runs[1].mmio == (0xD0000002, b"", 2, False)
-    assert engine.get_reg(0) & 0xFFFF == 0xABCD
+    assert runs[0].mmio == KvmMmio(Gpa(EXTRA + 8), 4, is_write=True, data=0x01020304)
+    assert runs[1].mmio == KvmMmio(Gpa(0xD0000002), 2, is_write=False, data=0xABCD)
+    assert vcpu.engine.get_reg(0) & 0xFFFF == 0xABCD
     machine.close()
