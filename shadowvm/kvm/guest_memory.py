@@ -72,7 +72,7 @@ def _slot(kvm: Kvm, gfn: Gfn) -> MemSlot:
 
 def _failed(gfn: Gfn, fault: VmFault) -> KvmError:
     if fault & VmFault.OOM:
-        return KvmError(errno.ENOMEM, f"gpa {gfn << PAGE_SHIFT:#x}: host memory and swap are used up")
+        return KvmError(errno.ENOMEM, f"gpa {gfn << PAGE_SHIFT:#x}: host memory and swap are too small")
     return KvmError(errno.EFAULT, f"gpa {gfn << PAGE_SHIFT:#x}: the process has no memory there")
 
 
