@@ -9,6 +9,7 @@ from typing import NoReturn
 
 import pytest
 
+from shadowvm.api import Vm
 from shadowvm.config import MIN_HOST_MEMORY, VCPU_HOST_MEMORY
 from shadowvm.kvm.notifier import KvmMmuNotifier
 from shadowvm.lab.invariants import Sanitizer
@@ -79,17 +80,17 @@ def test_unbroken_run_is_clean(guest: Guest, tmp_path: Path) -> None:
 
 def test_forgotten_release_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_function(monkeypatch, KvmMmuNotifier.release, lambda self, mm: None)
-    replace_function(monkeypatch, Machine._destroy, lambda self: exit_mmap(self.mm))
+    replace_function(monkeypatch, Vm.release, lambda self: exit_mmap(self.mm))
     result = run_guest(bugs.HELLO, Path())
     assert result.law == "I7"
 
 
 def test_process_that_dies_before_its_vm_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exit_first(self: Machine) -> None:
+    def exit_first(self: Vm) -> None:
         exit_mmap(self.mm)
         self.kvm.destroy()
 
-    replace_function(monkeypatch, Machine._destroy, exit_first)
+    replace_function(monkeypatch, Vm.release, exit_first)
     result = run_guest(bugs.TOUCH, Path())
     assert result.report == ""
 
