@@ -214,6 +214,15 @@ kvm_faultin_pfn = Tracepoint(
     "kvm", "kvm_faultin_pfn", "vcpu_id gfn pfn write", "vcpu %u gfn %x pfn %x write %d", point=True
 )
 
+# include/trace/events/kvm.h, pages that a vCPU does not wait for
+kvm_try_async_get_page = Tracepoint("kvm", "kvm_try_async_get_page", "gva gfn", "gva = 0x%x, gfn = 0x%x")
+kvm_async_pf_repeated_fault = Tracepoint("kvm", "kvm_async_pf_repeated_fault", "gva gfn", "gva = 0x%x, gfn = 0x%x")
+kvm_async_pf_not_present = Tracepoint(
+    "kvm", "kvm_async_pf_not_present", "token gva", "token 0x%x gva 0x%x not present", point=True
+)
+kvm_async_pf_ready = Tracepoint("kvm", "kvm_async_pf_ready", "token gva", "token 0x%x gva 0x%x ready", point=True)
+kvm_async_pf_completed = Tracepoint("kvm", "kvm_async_pf_completed", "address gva", "gva 0x%x address 0x%x", point=True)
+
 # arch/x86/kvm/trace.h, the interrupt controllers
 kvm_apic = Tracepoint(
     "kvm",

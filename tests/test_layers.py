@@ -16,7 +16,7 @@ SOURCES = sorted(path for name in ("shadowvm", "tools", "tests") for path in (RO
 TOOLS = [path for path in sorted((ROOT / "tools").glob("*")) if path.is_file() and path.suffix in ("", ".py")]
 
 LAYERS: list[set[str]] = [
-    {"addr", "x86", "phys", "errors", "sync", "rcu", "events", "params", "config", "guests", "__init__"},
+    {"addr", "x86", "phys", "errors", "sync", "rcu", "events", "workqueue", "params", "config", "guests", "__init__"},
     {"mm", "cpu", "boot"},
     {"kvm", "secondary", "devices"},
     {"api"},

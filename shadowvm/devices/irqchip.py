@@ -39,6 +39,15 @@ class Irqchip:
         return self.lapic.enabled
 
     @property
+    def apic_software_enabled(self) -> bool:
+        """The local APIC takes interrupts."""
+        return self.lapic.software_enabled
+
+    def request_irq(self, vector: int) -> bool:
+        """An edge-triggered interrupt for this CPU alone (kvm_apic_set_irq); whether the APIC takes it."""
+        return self.lapic.request(vector, level=False)
+
+    @property
     def cr8(self) -> int:
         """The task priority class."""
         return self.lapic.cr8

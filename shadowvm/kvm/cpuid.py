@@ -12,7 +12,8 @@ from ..errors import ConfigError
 from ..x86 import CR4_PKE
 
 VENDOR = b"GenuineIntel"
-HYPERVISOR_SIGNATURE = b"shadowvm\0\0\0\0"
+HYPERVISOR_SIGNATURE, KVM_SIGNATURE = b"shadowvm\0\0\0\0", b"KVMKVMKVM\0\0\0"
+"""Without and with the feature `kvm`, by which a guest is told that it may use KVM's own MSRs."""
 SIGNATURE = 0x000806A6
 """Family 6, model 0x6a, stepping 6."""
 PHYS_BITS = 40
@@ -20,7 +21,7 @@ CR4_OSXSAVE = 1 << 18
 XCR0_X87_SSE = 3
 XSAVE_SIZE = 0x240
 
-F_1_EDX, F_1_ECX, F_7_EBX, F_7_ECX, F_81_EDX, F_81_ECX = range(6)
+F_1_EDX, F_1_ECX, F_7_EBX, F_7_ECX, F_81_EDX, F_81_ECX, F_KVM_EAX, F_KVM = range(8)
 
 FEATURES: dict[str, tuple[int, int]] = {
     **{
@@ -51,6 +52,9 @@ FEATURES: dict[str, tuple[int, int]] = {
         name: (F_81_EDX, bit)
         for name, bit in {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}.items()
     },
+    "kvm-asyncpf": (F_KVM_EAX, 4),
+    "kvm-asyncpf-int": (F_KVM_EAX, 14),
+    "kvm": (F_KVM, 0),
     "lahf-lm": (F_81_ECX, 0),
     "abm": (F_81_ECX, 5),
 }  # fmt: skip
@@ -58,7 +62,7 @@ FEATURES: dict[str, tuple[int, int]] = {
 
 _BASE = (
     "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 pni cx16 "
-    "hypervisor syscall nx lm lahf-lm"
+    "hypervisor syscall nx lm lahf-lm kvm kvm-asyncpf kvm-asyncpf-int"
 ).split()
 MODELS: dict[str, list[str]] = {
     "max": list(FEATURES),
@@ -84,14 +88,14 @@ class CpuidResult(NamedTuple):
 
 
 class CpuModel:
-    """The features of one machine's CPUs, as register values in the order F_1_EDX ... F_81_ECX."""
+    """The features of one machine's CPUs, as register values in the order F_1_EDX ... F_KVM."""
 
     __slots__ = ("features", "name", "ncpus")
 
     def __init__(self, name: str, features: set[str], ncpus: int = 1) -> None:
         self.name = name
         self.ncpus = ncpus
-        self.features = [0] * 6
+        self.features = [0] * 8
         for feature in features:
             register, bit = FEATURES[feature]
             self.features[register] |= 1 << bit
@@ -100,6 +104,16 @@ class CpuModel:
         """Whether a feature is offered."""
         register, bit = FEATURES[feature]
         return bool(self.features[register] >> bit & 1)
+
+    def drop(self, *features: str) -> None:
+        """Offer these no longer."""
+        for feature in features:
+            register, bit = FEATURES[feature]
+            self.features[register] &= ~(1 << bit)
+
+    def has_kvm_feature(self, feature: str) -> bool:
+        """Whether a feature of leaf 0x40000001 is offered."""
+        return self.has("kvm") and self.has(feature)
 
 
 def parse_cpu_model(text: str, ncpus: int = 1) -> CpuModel:
@@ -132,9 +146,8 @@ def cpuid(model: CpuModel, apic_id: int, cr4: int, apic_enabled: bool, leaf: int
     """The answer of CPU `apic_id`. A leaf above the highest basic one answers as that one, as Intel's do."""
     if leaf >= 0x8000_0000:
         return _extended(model, leaf)
-    if leaf == 0x4000_0000:
-        words = [int.from_bytes(HYPERVISOR_SIGNATURE[at : at + 4], "little") for at in (0, 4, 8)]
-        return CpuidResult(leaf, words[0], words[1], words[2])
+    if leaf & ~1 == 0x4000_0000:
+        return _hypervisor(model, leaf)
     return _basic(model, apic_id, cr4, apic_enabled, min(leaf, 0x15), subleaf)
 
 
@@ -161,6 +174,15 @@ def _basic(model: CpuModel, apic_id: int, cr4: int, apic_enabled: bool, leaf: in
     if leaf == 0x15:
         return CpuidResult(1, 1, 1_000_000_000, 0)
     return CpuidResult(0, 0, 0, 0)
+
+
+def _hypervisor(model: CpuModel, leaf: int) -> CpuidResult:
+    """Leaves 0x40000000 and 0x40000001 (Documentation/virt/kvm/x86/cpuid.rst)."""
+    if leaf & 1:
+        return CpuidResult(model.features[F_KVM_EAX] if model.has("kvm") else 0, 0, 0, 0)
+    signature, highest = (KVM_SIGNATURE, leaf + 1) if model.has("kvm") else (HYPERVISOR_SIGNATURE, leaf)
+    words = [int.from_bytes(signature[at : at + 4], "little") for at in (0, 4, 8)]
+    return CpuidResult(highest, words[0], words[1], words[2])
 
 
 def _topology(model: CpuModel, apic_id: int, subleaf: int) -> CpuidResult:

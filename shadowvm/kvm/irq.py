@@ -36,6 +36,12 @@ class Irqchip(Protocol):
     def take_sipi(self) -> int | None:
         """The page at which a CPU that waits is to start, once."""
 
+    def request_irq(self, vector: int) -> bool:
+        """An interrupt for this CPU alone, by its local APIC; whether that takes it."""
+
+    @property
+    def apic_software_enabled(self) -> bool: ...
+
     @property
     def waits_for_sipi(self) -> bool: ...
 

@@ -13,6 +13,7 @@ from ..cpu.layout import HF2_NMI_MASK
 from ..cpu.registers import HFLAGS
 from ..x86 import RFLAGS_IF
 from .exit import ExitReason, KvmRun
+from .vm import KVM_REQ_APF_READY
 
 if TYPE_CHECKING:
     from .irq import IrqState
@@ -55,6 +56,7 @@ def kvm_vcpu_reset(vcpu: Vcpu, irq: IrqState) -> None:
     at the next access, which finds paging off."""
     vcpu.event = None
     irq.queued, irq.nmi = None, False
+    vcpu.apf.reset()
     vcpu.pdptrs_cr3, vcpu.engine.controls.cr3 = -1, False
     vcpu.engine.init_reset(warm=True)
 
@@ -63,9 +65,9 @@ def has_events(vcpu: Vcpu, irq: IrqState) -> bool:
     """Whether a vCPU that sleeps has a reason to go on (kvm_arch_vcpu_runnable)."""
     if irq.chip.has_init_or_sipi:
         return True
-    if vcpu.mp_state is not MpState.HALTED:
+    if vcpu.mp_state is not MpState.HALTED and not vcpu.apf.halted:
         return False
-    if vcpu.event is not None or irq.nmi_pending() or _holds_nmi(vcpu):
+    if vcpu.event is not None or irq.nmi_pending() or _holds_nmi(vcpu) or vcpu.requests & KVM_REQ_APF_READY:
         return True
     return bool(vcpu.engine.rflags & RFLAGS_IF) and irq.chip.pending_irq() is not None
 

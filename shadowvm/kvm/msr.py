@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from .apf_msr import APF_READERS, APF_WRITERS
 from .cr import is_valid_efer
 
 if TYPE_CHECKING:
@@ -128,10 +129,12 @@ def _set_tsc_aux(vcpu: Vcpu, value: int) -> bool:
 
 
 _READERS: dict[int, Callable[[Vcpu], int | None]] = {
+    **APF_READERS,
     IA32_TSC: _get_tsc,
     IA32_EFER: _get_efer,
 }
 _WRITERS: dict[int, Callable[[Vcpu, int], bool]] = {
+    **APF_WRITERS,
     IA32_TSC: _set_tsc,
     IA32_EFER: _set_efer,
     IA32_TSC_AUX: _set_tsc_aux,

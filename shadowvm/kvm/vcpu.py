@@ -15,11 +15,13 @@ from ..cpu.mailbox import EXIT_ACCESS, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, RO
 from ..events import kvm_entry, kvm_exit, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
 from ..x86 import PFERR_FETCH, PFERR_PK, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
+from .apf import AsyncPf, kvm_apf_block
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
 from .intercept import CR3_RESERVED
 from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
+from .mmu.async_page_ready import kvm_check_async_pf_completion
 from .mmu.guest_walker import GuestWalker
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
@@ -29,6 +31,8 @@ from .msr import CHECKED, NATIVE, Msrs
 from .stats import VcpuStat
 from .turns import end_turn, grant_quantum, vcpu_load
 from .vm import (
+    KVM_REQ_APF_HALT,
+    KVM_REQ_APF_READY,
     KVM_REQ_DEVICE_WORK,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_RELOAD,
@@ -76,11 +80,12 @@ class Vcpu:
     task: the host thread in run(). mp_state: whether it executes. quit: a device has ended the run. turn_left: what the
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
-    device_work: what a device left to be done outside of the guest. userspace_io: who answers its ports
-    and MMIO if there are no devices.
+    device_work: what a device left to be done outside of the guest. userspace_io: who answers its ports and MMIO if
+    there are no devices. apf: pages that it does not wait for.
     """
 
     __slots__ = (
+        "apf",
         "cpu_role",
         "cr0",
         "cr3",
@@ -154,6 +159,7 @@ class Vcpu:
         self.granted_at = self.stalled = 0
         self.turn_left = kvm.turns.next()
         self.mp_state = RUNNABLE
+        self.apf = AsyncPf()
         self.task: Task | None = None
         self.irq: IrqState | None = None
         self.msrs = Msrs()
@@ -162,7 +168,7 @@ class Vcpu:
         self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
         engine.controls.cr3_reserved = CR3_RESERVED
-        edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features
+        edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features[:6]
         engine.set_features((ecx, edx), (ebx7, ecx7), (ecx81, edx81))
         for index in NATIVE:
             engine.controls.pass_msr(index, write=index not in CHECKED)
@@ -253,11 +259,18 @@ class Vcpu:
         return error_code | PFERR_USER if box[EXIT_USER] else error_code
 
     def service_requests(self) -> None:
-        """Serve KVM_REQ_*: what devices ask for first and then the roots: both ask for a flush too, and may sleep."""
+        """Serve KVM_REQ_*: devices', pages' and then roots' first: they may sleep, and ask for a flush too."""
         while self.requests & KVM_REQ_DEVICE_WORK:
             self.requests &= ~KVM_REQ_DEVICE_WORK
             while self.device_work:
                 self.device_work.pop(0)()
+        if self.requests & KVM_REQ_APF_HALT:
+            self.requests &= ~KVM_REQ_APF_HALT
+            assert self.irq is not None, "only an interrupt could end the halt"
+            kvm_apf_block(self, self.irq)
+        while self.requests & KVM_REQ_APF_READY:
+            self.requests &= ~KVM_REQ_APF_READY
+            kvm_check_async_pf_completion(self)
         while self.requests & (KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
             reload = self.requests & KVM_REQ_MMU_RELOAD
             self.requests &= ~(KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)

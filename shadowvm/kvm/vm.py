@@ -16,6 +16,7 @@ from ..mm.mmu_notifier import mmu_notifier_register, mmu_notifier_unregister
 from ..params import DEFAULT_PARAMS, KvmParams
 from ..rcu import Rcu
 from ..sync import Lock, LockRank, RwLock
+from ..workqueue import Workqueue
 from ..x86 import PT_DIRTY
 from .dirty import ManualProtect
 from .memory_region import kvm_set_memory_region
@@ -40,6 +41,8 @@ KVM_REQ_PAUSE = 1 << 2
 KVM_REQ_MMU_RELOAD = 1 << 3
 KVM_REQ_DEVICE_WORK = 1 << 4
 KVM_REQ_SRCU = 1 << 5
+KVM_REQ_APF_HALT = 1 << 6
+KVM_REQ_APF_READY = 1 << 7
 
 
 class Kvm:
@@ -55,8 +58,8 @@ class Kvm:
     by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
     the dirty log. tdp_mmu_roots: every root that anybody holds; tdp_mmu_pages: tables below them. rcu: who looks at
     tables without mmu_lock.
-    turns: how long each of them may execute. paused: all are to return from run(). all_asleep: nothing will ever wake
-    one.
+    async_pf_wq: whose workers bring pages that vCPUs do not wait for. turns: how long each of them may execute. paused:
+    all are to return from run(). all_asleep: nothing will ever wake one.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class Kvm:
         "ad_disabled",
         "address_spaces",
         "all_asleep",
+        "async_pf_wq",
         "cpu_model",
         "elsewhere",
         "link_generation",
@@ -147,6 +151,7 @@ class Kvm:
         self.page_hash: dict[Gfn, list[KvmMmuPage]] = {}
         self.sp_by_pfn: dict[int, KvmMmuPage] = {}
         self.n_max_mmu_pages = KVM_MIN_ALLOC_MMU_PAGES
+        self.async_pf_wq = Workqueue(mm.host.sched, "kvm_async_pf")
         self.notifier = KvmMmuNotifier(self)
         mmu_notifier_register(self.notifier, mm)
 
@@ -235,7 +240,10 @@ class Kvm:
         self.mmu_lock.release()
 
     def destroy(self) -> None:
-        """kvm_destroy_vm(): leave the notifier list, then free every shadow page."""
+        """kvm_destroy_vm(): no page is on its way any more, leave the notifier list, then free every shadow page."""
+        for vcpu in self.vcpus:
+            vcpu.apf.clear_completion_queue()
+        self.async_pf_wq.flush()
         mmu_notifier_unregister(self.notifier, self.mm)
         for vcpu in self.vcpus:
             vcpu.free_roots()

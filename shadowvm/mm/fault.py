@@ -201,6 +201,8 @@ def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, writ
     if page.locked:
         if nowait:
             put_page(host, page)
+            # It counts when it comes to its end (mm_account_fault).
+            host.vmstat.pgfault -= 1
             return RETRY
         folio_lock(host, page)
     page.locked = True

@@ -53,6 +53,11 @@ FIELDS = {
     "spte_change": lambda sptep, old, new: f"{_pte(old)} > {_pte(new)}",
     "kvm_inj_exception": lambda vector, error, again: f"{vector} {error:x}",
     "handle_mm_fault": lambda address, write: f"write {write:d}",
+    "kvm_try_async_get_page": lambda gva, gfn: f"{gfn:x}",
+    "kvm_async_pf_repeated_fault": lambda gva, gfn: f"{gfn:x}",
+    "kvm_async_pf_not_present": lambda token, gva: f"{token:x} {gva:x}",
+    "kvm_async_pf_ready": lambda token, gva: f"{token:x} {gva:x}",
+    "kvm_async_pf_completed": lambda address, gva: f"{gva:x}",
     "host_pte_change": lambda mm, vpn, old, new: f"{_pte(old)} > {_pte(new)}",
     "get_user_page": lambda mm, vpn, pfn, write: f"write {write:d}",
 }
@@ -90,9 +95,9 @@ class Recorder:
         madvise_pageout(self.machine.mm, Hva(slot.userspace_addr + (gfn << PAGE_SHIFT)), PAGE_SIZE)
 
 
-def flow(directory: Path, source: str, pageout: int | None = None, when: int = 0) -> list[str]:
+def flow(directory: Path, source: str, pageout: int | None = None, when: int = 0, **options: object) -> list[str]:
     """What happened between the marks of a tiny guest, which must end with status 0."""
-    machine = Machine(config_for(write_tiny(directory, source), host_memory=2 * MIB), lambda byte: None)
+    machine = Machine(config_for(write_tiny(directory, source), host_memory=2 * MIB, **options), lambda byte: None)
     recorder = Recorder(machine, pageout, when)
     with recorder.watching():
         outcome = machine.run()

@@ -67,7 +67,7 @@ ALLOWED = {
         "mov r15d, 2\nmov ecx, 0x17\nrdmsr\nor eax, edx\nmov ebx, eax\nmov ecx, 0x606\nrdmsr\nor eax, edx\nor eax, ebx"
     ),
     "the clock's ratio": "mov r15d, 2\nmov ecx, 0x198\nrdmsr\nsub eax, 1000\nsub edx, 0x400\nor eax, edx",
-    "cpuid names the hypervisor": "mov eax, 0x40000000\ncpuid\nsub ebx, 'shad'\nmov eax, ebx",
+    "cpuid names the hypervisor": "mov eax, 0x40000000\ncpuid\nsub ebx, 'KVMK'\nsub eax, 0x40000001\nor eax, ebx",
     "cr4.smep": "mov rax, cr4\nbts rax, 20\nmov cr4, rax\nmov rbx, cr4\nsub rax, rbx",
     "gs base of 57 bits": "mov ecx, 0xc0000101\nmov edx, 0x8000\nwrmsr\nrdmsr\nlea eax, [edx - 0x8000]",
     "mov to cr8": "mov eax, 5\nmov cr8, rax\nmov rax, cr8\nsub eax, 5",

@@ -27,6 +27,8 @@ from ...x86 import (
     PT_DIRTY,
     PT_WRITABLE,
 )
+from ..apf import kvm_can_do_async_pf
+from ..async_pf import kvm_try_async_pf
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_MMU_RELOAD
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
@@ -84,6 +86,7 @@ class KvmPageFault:
         "max_level",
         "mmu_seq",
         "page",
+        "prefetch",
         "req_level",
         "slot",
     )
@@ -105,6 +108,11 @@ class KvmPageFault:
     """Of the spte to set."""
     huge_page_disallowed: bool
     """The fetch that it is must not get a large spte (nx_huge_pages)."""
+    prefetch: bool
+    """Nobody waits for this access: it is made for one to come."""
+
+    def __init__(self) -> None:
+        self.prefetch = False
 
 
 def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
@@ -212,6 +220,8 @@ def _map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
 def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     """Sample the invalidation sequence, then get a reference on the frame behind the gfn (__kvm_faultin_pfn).
 
+    RETRY: the page takes I/O, and a worker brings it (async_pf.py).
+
     A read fault on an entry that allows writing asks for a writable frame first, so that the store to come needs
     no second fault.
     """
@@ -225,7 +235,11 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     page = get_user_page_fast(kvm.mm, vpn, True) if fault.access & slot.write_mask else None
     fault.map_writable = page is not None
     if page is None:
-        slow = get_user_page(kvm.mm, vpn, write)
+        slow = get_user_page(kvm.mm, vpn, write, nowait=kvm.params.async_pf != 0)
+        if slow is VmFault.RETRY:
+            if not fault.prefetch and kvm_can_do_async_pf(vcpu) and kvm_try_async_pf(vcpu, fault):
+                return RET_PF_RETRY
+            slow = get_user_page(kvm.mm, vpn, write)
         if isinstance(slow, VmFault):
             return RetPf.ENOMEM if slow is VmFault.OOM else RetPf.EFAULT
         page = slow

@@ -12,6 +12,7 @@ from shadowvm.addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva, Pfn
 from shadowvm.config import MIB
 from shadowvm.cpu.engine import READ, WRITE, WalkFault
 from shadowvm.cpu.walker import USER, Refused, walk
+from shadowvm.kvm.apf import AsyncPf
 from shadowvm.kvm.cpuid import parse_cpu_model
 from shadowvm.kvm.memslot import MemSlot
 from shadowvm.kvm.mmu.direct_page_fault import kvm_tdp_page_fault
@@ -73,6 +74,8 @@ class NestedCpu:
         self.no_slot = self.slot = MemSlot(-1, Gfn(0), 0, Hva(0))
         self.mmu_shadow_page_cache: list[Any] = []
         self.is_reading = False
+        self.irq = None
+        self.apf = AsyncPf()
         kvm.vcpus.append(self)
 
     def forget_slot(self) -> None:
