@@ -334,6 +334,12 @@ mmu_notifier_invalidate_range_end = Tracepoint(
     lambda r: f"0x{r.start:x}-0x{r.end:x} {r.event.name}",
     point=True,
 )
+mmu_notifier_invalidate_range_failed = Tracepoint(
+    "mm",
+    "mmu_notifier_invalidate_range_failed",
+    "range",
+    lambda r: f"0x{r.start:x}-0x{r.end:x} {r.event.name}",
+)
 mmu_notifier_release = Tracepoint("mm", "mmu_notifier_release", "mm", "mm %d")
 
 # include/trace/events/lock.h, sched.h

@@ -241,7 +241,7 @@ class RwLock(Lock):
     def assert_held_write(self) -> None:
         """lockdep_assert_held_write()."""
         if self.owner is not self.sched.current:
-            raise ModelBug(f"{self.sched.current.name} needs {self.name} for write")
+            raise InvariantViolation(f"lockdep: {self.sched.current.name} needs {self.name} for write", "LOCKDEP")
 
     @property
     def held(self) -> bool:

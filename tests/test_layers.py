@@ -63,10 +63,12 @@ WITHOUT_TEST = {
     "guests.py": "cli/test_run.py",
     "cli/main.py": "cli/test_run.py",
     "cli/guests.py": "cli/test_run.py",
+    "cli/output.py": "cli/test_run.py",
+    "cli/mutate.py": "lab/mutate/test_gallery.py",
     "trace/recorder.py": "test_determinism.py",
 }
-"""Modules whose test is elsewhere or nowhere, and why. lab/invariants and cpu/ are tested by folder."""
-FOLDERS_TESTED_ELSEWHERE = ("lab/invariants/", "cpu/")
+"""Modules whose test is elsewhere or nowhere, and why. lab/invariants, lab/mutate and cpu/ are tested by folder."""
+FOLDERS_TESTED_ELSEWHERE = ("lab/invariants/", "lab/mutate/", "cpu/")
 
 
 def relative(path: Path) -> str:

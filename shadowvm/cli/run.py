@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import MachineConfig, parse_quantum, parse_size, parse_smp, parse_time
@@ -18,6 +18,7 @@ from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 from ..params import parse_kvm_params
 from .interrupt import interruptible
+from .output import Output, output_file, user_error
 
 if TYPE_CHECKING:
     from ..lab.invariants import Sanitizer
@@ -141,15 +142,15 @@ def main(args: argparse.Namespace) -> int:
     from ..machine import Machine  # noqa: PLC0415
 
     with ExitStack() as stack:
-        report = stack.enter_context(_output_file(args.json)) if args.json is not None else None
-        trace = stack.enter_context(_output_file(args.trace)) if args.trace is not None else None
+        report = stack.enter_context(output_file(args.json)) if args.json is not None else None
+        trace = stack.enter_context(output_file(args.trace)) if args.trace is not None else None
         if sys.stderr.isatty():
             cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
         listeners = _attach(stack, machine, check, trace=trace)
         outcome, results = _run(machine, listeners, started)
-        with _user_error("standard output"):
+        with user_error("standard output"):
             sys.stdout.flush()
         if report is not None:
             report.write(json.dumps(results, indent=2) + "\n")
@@ -216,7 +217,7 @@ def _check_from_args(args: argparse.Namespace) -> _Check | None:
     return _Check(None if args.check_laws is None else parse_laws(args.check_laws), args.check_every)
 
 
-def _attach(stack: ExitStack, machine: Machine, check: _Check | None, *, trace: _Output | None) -> _Listeners:
+def _attach(stack: ExitStack, machine: Machine, check: _Check | None, *, trace: Output | None) -> _Listeners:
     listeners = _Listeners()
     if check is None and trace is None:
         return listeners
@@ -289,62 +290,12 @@ def _stdout_writer() -> Any:
     buffer = sys.stdout.buffer
 
     def write(byte: int) -> None:
-        with _user_error("standard output"):
+        with user_error("standard output"):
             buffer.write(bytes((byte,)))
             if byte == 0x0A:
                 buffer.flush()
 
     return write
-
-
-class _user_error:  # noqa: N801 - used as a function
-    """A full disk or the like under one of our outputs is the user's to mend; a reader that left is no error."""
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _where: object) -> None:
-        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise ConfigError(f"{self.what}: {error.strerror}") from None
-
-
-class _Output:
-    """A text file whose errors are the user's."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        with _user_error(path):
-            self._file = sys.stdout if path == "-" else open(path, "w", encoding="utf-8")  # noqa: SIM115
-
-    def write(self, text: str) -> None:
-        with _user_error(self.path):
-            self._file.write(text)
-
-    def flush(self) -> None:
-        with _user_error(self.path):
-            self._file.flush()
-
-    def close(self) -> None:
-        if self._file is not sys.stdout:
-            with _user_error(self.path):
-                self._file.close()
-
-
-@contextmanager
-def _output_file(path: str) -> Iterator[_Output]:
-    output = _Output(path)
-    try:
-        yield output
-    except BaseException:
-        with suppress(ConfigError):
-            output.close()
-        raise
-    output.close()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..addr import Hva
 from ..errors import ModelBug
 from ..events import might_sleep
 from ..events import mmu_notifier_invalidate_range_end as trace_range_end
+from ..events import mmu_notifier_invalidate_range_failed as trace_range_failed
 from ..events import mmu_notifier_invalidate_range_start as trace_range_start
 from ..events import mmu_notifier_release as trace_release
 
@@ -180,6 +181,8 @@ def mmu_notifier_invalidate_range_start(range_: MmuNotifierRange) -> bool:
         _leave(mm)
     if failed:
         mmu_notifier_invalidate_range_end(range_)
+        if trace_range_failed.on:
+            trace_range_failed(range_)
     return not failed
 
 

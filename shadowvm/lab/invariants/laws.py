@@ -147,7 +147,12 @@ _ALL = (
     Law("SWAP", "what is read from swap is what was last written, and no dirty page is dropped", "swap slots", EVENTS),
     Law("CONTENT", "a page is new with zeros, or a copy with what it was copied from", "contents", EVENTS),
     Law("HOST-TLB", "the host's own TLB maps nothing that its page table does not", "host TLB, host ptes", BOTH),
-    Law("LOCKDEP", "locks are taken in order, and nobody sleeps under a spinlock", "locks", EVENTS),
+    Law(
+        "LOCKDEP",
+        "locks are taken in order, nobody sleeps under a spinlock, and sptes go under mmu_lock alone",
+        "locks, sptes",
+        EVENTS,
+    ),
 )
 
 LAWS: dict[str, Law] = {law.name: law for law in _ALL}

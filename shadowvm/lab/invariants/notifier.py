@@ -13,6 +13,7 @@ from ...events import (
     kvm_page_fault,
     lock_release,
     mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_failed,
     mmu_notifier_invalidate_range_start,
     mmu_notifier_release,
     spte_change,
@@ -64,6 +65,7 @@ class NotifierRules(Rules):
         return {
             mmu_notifier_invalidate_range_start: self._on_start,
             mmu_notifier_invalidate_range_end: self._on_end,
+            mmu_notifier_invalidate_range_failed: self._on_failed,
             mmu_notifier_release: self._on_release,
             host_pte_change: self._on_host_pte_change,
             spte_change: self._on_spte_change,
@@ -121,6 +123,11 @@ class NotifierRules(Rules):
         in_progress = self.kvm.mmu_invalidate_in_progress
         if not self.open and in_progress and self._registered():
             self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "no invalidation is open")
+
+    def _on_failed(self, range_: MmuNotifierRange) -> None:
+        """A start that may not sleep was refused. Whoever had heard it has heard the end by now."""
+        if id(range_) in self.open:
+            self.sanitizer.fail("I1", f"range {range_.start:#x}-{range_.end:#x} is given up", "it never ended")
 
     def _on_release(self, mm_id: int) -> None:
         if mm_id == self.kvm.mm.id:

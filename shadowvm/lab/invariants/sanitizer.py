@@ -66,7 +66,7 @@ class Sanitizer:
         self.events = 0
         self.history: deque[tuple[Task, int, Tracepoint, tuple[Any, ...]]] = deque(maxlen=HISTORY)
         self.shadow = ShadowRules(self)
-        self.rules: list[Rules] = [self.shadow] if self.laws - {"LOCKDEP"} else []
+        self.rules: list[Rules] = [self.shadow] if self.laws else []
         self.rules += [group(self) for group in GROUPS if group.laws & self.laws]
         self._exits = 0
         self._handlers: dict[Tracepoint, list[Handler]] = {}

@@ -238,6 +238,9 @@ class ShadowRules(Rules):
         if child.level != sp.level - 1 or sptep not in child.parent_ptes:
             self.fail("I22", where, f"the page is of level {child.level} and has parents {list(child.parent_ptes)}")
         if sp.direct:
+            mask = A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1
+            if (child.gfn ^ sp.gfn_of(sptep & 511)) & mask:
+                self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"its parent's gfn is {sp.gfn:#x}")
             return
         gpte = self.guest_entry(sp, sptep & 511)
         if gpte is None:

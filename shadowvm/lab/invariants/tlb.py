@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class TlbRules(Rules):
     """See the module."""
 
-    laws = frozenset(("I16", "I18", "I25"))
+    laws = frozenset(("I16", "I18", "I25", "LOCKDEP"))
 
     def __init__(self, sanitizer: Sanitizer) -> None:
         super().__init__(sanitizer)
@@ -67,6 +67,8 @@ class TlbRules(Rules):
         narrowed = old & SPTE_MMU_WRITABLE and not new & SPTE_MMU_WRITABLE
         if removed or narrowed:
             self._unflushed = f"spte at {hpa:#x}: {old:#x} became {new:#x}"
+        if removed and self.kvm.mmu_lock.owner is None:
+            self.sanitizer.fail("LOCKDEP", f"spte at {hpa:#x} is removed", "nobody holds mmu_lock")
 
     def _on_flush(self, vcpus: int) -> None:
         self._unflushed = None
