@@ -12,7 +12,7 @@ from ..errors import ModelBug
 from . import layout as lay
 from . import mailbox as mb
 from . import segments as seg
-from .engine import FETCH, CpuExit
+from .engine import CpuExit
 from .registers import DR6, HFLAGS, MASK64, RFLAGS_TF, RIP
 from .walker import Walked, walk
 
@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 OPCODE_PUSHF = 0x9C
 PUSHF_PREFIXES = frozenset((0x26, 0x2E, 0x36, 0x3E, 0x64, 0x65, 0x66, 0x67, 0xF2, 0xF3))
 REX_PREFIXES = frozenset(range(0x40, 0x50))
-FETCH_EXITS = (CpuExit.WALK_FAULT, CpuExit.CR_ACCESS, CpuExit.NON_CANONICAL)
+FETCH_EXITS = (
+    CpuExit.WALK_FAULT,
+    CpuExit.CR_ACCESS,
+    CpuExit.NON_CANONICAL,
+    CpuExit.EPT_VIOLATION,
+    CpuExit.EPT_MISCONFIG,
+)
 
 
 def unkick(box: memoryview[int]) -> None:
@@ -116,5 +122,5 @@ def _hpa(engine: UnicornEngine, va: int) -> int:
 
 def _stepped(engine: UnicornEngine, code: int, retired: bool) -> int:
     """The instruction is done even if the next one cannot be fetched."""
-    next_absent = code in FETCH_EXITS and engine.box[mb.EXIT_ACCESS] == FETCH
+    next_absent = code in FETCH_EXITS and engine.box[mb.EXIT_FETCH]
     return CpuExit.QUANTUM if retired and next_absent else code

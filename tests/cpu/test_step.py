@@ -10,7 +10,7 @@ from tests.cpu.machine import CODE, HANDLERS, TO_USER, USER_CODE, Machine, P, U
 
 DATA, FRAME = 0x200000, 0x30
 VALUE = 0x1122334455667788
-ABSENT_CODE = 0x1122_3344_5566
+ABSENT_CODE = 0x11_2233_4455
 
 
 @pytest.fixture(params=[True, False], ids=["counting", "plain"])

@@ -235,6 +235,7 @@ def refuse(box, va, size, access, idx, retaddr, code):
     is_nested = code in (EPT_VIOLATION, EPT_MISCONFIG)
     if not is_nested or get(box, mb.EXIT_FINAL) != 0:
         put(box, mb.EXIT_ACCESS, access)
+    put(box, mb.EXIT_FETCH, 1 if access == FETCH else 0)
     put(box, mb.EXIT_USER, 1 if idx == lay.MMU_USER_IDX else 0)
     put(box, mb.EXIT_SMAP, 1 if idx == lay.MMU_KSMAP_IDX else 0)
     put(box, mb.EXIT_SIZE, size)
