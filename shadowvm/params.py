@@ -43,7 +43,7 @@ DEFAULT_PARAMS = KvmParams()
 
 def kvm_params() -> dict[str, str]:
     """Every knob by name, with its default and what it does."""
-    return {each.name: f"{each.default}: {each.metadata['text']}" for each in fields(KvmParams)}
+    return {each.name: f"{each.default}  {each.metadata['text']}" for each in fields(KvmParams)}
 
 
 def parse_kvm_params(texts: list[str]) -> KvmParams:

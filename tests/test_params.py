@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from shadowvm.cli.main import main
 from shadowvm.errors import ConfigError
 from shadowvm.params import KvmParams, kvm_params, parse_kvm_params
 
@@ -20,3 +21,10 @@ def test_unknown_knobs_and_values_are_refused_with_their_text(text: str) -> None
 
 def test_every_knob_has_a_description() -> None:
     assert all(len(text) > 10 for text in kvm_params().values())
+
+
+def test_help_lists_every_knob_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--kvm-param", "help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(kvm_params())
+    assert "mmio_caching=1  MMIO sptes remember where no memory is" in lines

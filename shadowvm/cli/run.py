@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..config import MachineConfig, parse_quantum, parse_size, parse_smp, parse_time
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
-from ..params import parse_kvm_params
+from ..params import kvm_params, parse_kvm_params
 from .interrupt import interruptible
 from .output import Output, output_file, user_error
 
@@ -66,7 +66,9 @@ def add_parser(commands: Any) -> None:
         help="look at the state at each N-th exit, and follow only those events that laws named by --check-laws need",
     )
     parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
-    parser.add_argument("--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU")
+    parser.add_argument(
+        "--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU; help lists them"
+    )
     parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
     parser.set_defaults(main=main)
 
@@ -131,6 +133,9 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
 
 def main(args: argparse.Namespace) -> int:
     """Run the guest; returns the exit status."""
+    if "help" in args.kvm_param:
+        print("\n".join(f"{name}={text}" for name, text in kvm_params().items()))
+        return 0
     if args.check_laws == "help":
         from ..lab.invariants.laws import help_text  # noqa: PLC0415
 
