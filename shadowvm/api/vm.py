@@ -12,7 +12,7 @@ from ..kvm import stats
 from ..kvm.cpuid import CpuModel, parse_cpu_model
 from ..kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty_log
 from ..kvm.guest_memory import kvm_read_guest, kvm_write_guest
-from ..kvm.memory_region import KVM_USER_MEM_SLOTS
+from ..kvm.memory_region import KVM_USER_MEM_SLOTS, kvm_set_nr_mmu_pages
 from ..kvm.turns import Turns
 from ..kvm.vm import Kvm as KvmStruct
 from ..mm.mm_struct import (
@@ -38,6 +38,7 @@ MAX_VCPUS = 16
 class Capability(IntEnum):
     """KVM_CAP_*, with their numbers."""
 
+    MMU_SHADOW_CACHE_CONTROL = 2
     USER_MEMORY = 3
     NR_VCPUS = 9
     NR_MEMSLOTS = 10
@@ -49,6 +50,7 @@ class Capability(IntEnum):
 
 
 _EXTENSIONS = {
+    Capability.MMU_SHADOW_CACHE_CONTROL: 1,
     Capability.USER_MEMORY: 1,
     Capability.NR_VCPUS: MAX_VCPUS,
     Capability.NR_MEMSLOTS: KVM_USER_MEM_SLOTS,
@@ -127,6 +129,10 @@ class Vm:
         """KVM_SET_USER_MEMORY_REGION; a size of 0 deletes the slot."""
         gpa, hva = Gpa(guest_phys_addr), Hva(userspace_addr)
         self.host.call(lambda: self.kvm.set_user_memory_region(slot, gpa, memory_size, hva, flags))
+
+    def set_nr_mmu_pages(self, number: int) -> None:
+        """KVM_SET_NR_MMU_PAGES."""
+        self.host.call(lambda: kvm_set_nr_mmu_pages(self.kvm, number))
 
     def enable_cap(self, capability: Capability, *args: int) -> None:
         """KVM_ENABLE_CAP."""

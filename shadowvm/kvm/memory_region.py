@@ -26,7 +26,7 @@ from .memslot import (
     MemSlots,
 )
 from .mmu.paging_mode import MAXPHYADDR
-from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR
+from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_change_mmu_pages
 from .mmu.zap_memslot import kvm_arch_flush_shadow_memslot
 
 if TYPE_CHECKING:
@@ -155,10 +155,25 @@ def _swap_active_memslots(kvm: Kvm, slots: MemSlots, old: MemSlot | None, new: M
 
 
 def _limit_mmu_pages(kvm: Kvm) -> None:
-    """kvm_arch_commit_memory_region(): slot pages / 50, at least 64, at most an eighth of the host's frames.
+    """kvm_arch_commit_memory_region(): what was asked for, or slot pages / 50, at most an eighth of the host's frames.
 
     KVM has no such bound; a host of 2 MiB under a guest of 64 MiB needs one.
     """
     pages = sum(each.npages for slots in kvm.address_spaces for each in slots.slots) // KVM_MMU_PAGES_DIVISOR
     ceiling = kvm.mm.host.ram.nr_frames // 8
-    kvm.n_max_mmu_pages = max(KVM_MIN_ALLOC_MMU_PAGES, min(pages, ceiling))
+    wanted = kvm.n_requested_mmu_pages or min(pages, ceiling)
+    kvm_mmu_change_mmu_pages(kvm, max(KVM_MIN_ALLOC_MMU_PAGES, wanted))
+
+
+def kvm_set_nr_mmu_pages(kvm: Kvm, number: int) -> None:
+    """KVM_SET_NR_MMU_PAGES: the limit of shadow pages, whatever the slots come to. May sleep.
+
+    Raises:
+        KvmError: EINVAL, fewer than KVM_MIN_ALLOC_MMU_PAGES.
+    """
+    if number < KVM_MIN_ALLOC_MMU_PAGES:
+        raise KvmError(errno.EINVAL, f"{number} shadow pages are fewer than {KVM_MIN_ALLOC_MMU_PAGES}")
+    kvm.slots_lock.acquire()
+    kvm.n_requested_mmu_pages = number
+    kvm_mmu_change_mmu_pages(kvm, number)
+    kvm.slots_lock.release()

@@ -85,6 +85,7 @@ class Kvm:
         "mn_active_invalidate_count",
         "mn_memslots_update_waiters",
         "n_max_mmu_pages",
+        "n_requested_mmu_pages",
         "notifier",
         "page_hash",
         "params",
@@ -152,6 +153,7 @@ class Kvm:
         self.sp_by_pfn: dict[int, KvmMmuPage] = {}
         self.n_max_mmu_pages = KVM_MIN_ALLOC_MMU_PAGES
         self.async_pf_wq = Workqueue(mm.host.sched, "kvm_async_pf")
+        self.n_requested_mmu_pages = params.nr_mmu_pages
         self.notifier = KvmMmuNotifier(self)
         mmu_notifier_register(self.notifier, mm)
 

@@ -9,11 +9,13 @@ import pytest
 
 from shadowvm.addr import PAGE_SIZE, Gpa, Hva
 from shadowvm.errors import KvmError
+from shadowvm.events import Tracepoint, attached, kvm_mmu_get_page
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
 from shadowvm.mm.mm_struct import mmap
 from shadowvm.mm.uaccess import copy_to_user
+from shadowvm.params import KvmParams
 from tests.guest_run import config_for
 from tests.tiny import EXIT, write_tiny
 
@@ -21,6 +23,11 @@ MIB = 1 << 20
 EXTRA = Gpa(0x1000_0000)
 ELSEWHERE = Gpa(0x2000_0000)
 SLOT = 5
+
+BIG_TOUCH = (
+    "size=150M rounds=1 touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0 ipis=0 timers=0 syscalls=0 inputs=0 cpuids=0"
+)
+"""Touches what takes 75 page tables."""
 
 
 def machine_for(directory: Path, source: str, **more: object) -> Machine:
@@ -191,3 +198,25 @@ done: xor eax, eax
                 machine.sched.preempt()
 
     assert run_with(machine, move) == 0
+
+
+def test_the_limit_of_shadow_pages_is_what_was_asked_for(tmp_path: Path) -> None:
+    knobs = KvmParams(nr_mmu_pages=64)
+    config = config_for("bench", BIG_TOUCH, memory=192 * MIB, host_memory=256 * MIB, kvm_params=knobs)
+    machine = Machine(config, lambda byte: None)
+    most = 0
+
+    def watch(_tracepoint: Tracepoint, _args: tuple[object, ...]) -> None:
+        nonlocal most
+        most = max(most, len(machine.kvm.active_mmu_pages))
+
+    with attached(watch, [kvm_mmu_get_page]):
+        assert machine.run().status == 0
+    assert machine.kvm.n_max_mmu_pages == 64
+    assert 60 <= most <= 64
+    recycled = machine.kvm.stat.mmu_recycled
+    machine.vm.set_nr_mmu_pages(1000)
+    assert (machine.kvm.n_max_mmu_pages, machine.kvm.stat.mmu_recycled) == (1000, recycled)
+    with pytest.raises(KvmError, match="fewer than 64"):
+        machine.vm.set_nr_mmu_pages(63)
+    machine.close()

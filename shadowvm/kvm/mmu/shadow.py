@@ -232,6 +232,16 @@ def make_mmu_pages_available(vcpu: Vcpu) -> bool:
     return kvm.n_max_mmu_pages > len(kvm.active_mmu_pages)
 
 
+def kvm_mmu_change_mmu_pages(kvm: Kvm, goal: int) -> None:
+    """Set the limit, and zap the oldest shadow pages until it is kept, roots in use aside."""
+    kvm.mmu_lock.acquire()
+    excess = len(kvm.active_mmu_pages) - goal
+    if excess > 0:
+        kvm_mmu_zap_oldest_mmu_pages(kvm, excess)
+    kvm.n_max_mmu_pages = goal
+    kvm.mmu_lock.release()
+
+
 def kvm_mmu_zap_oldest_mmu_pages(kvm: Kvm, nr_to_zap: int) -> int:
     """Zap from the front of the FIFO, sparing roots in use; returns how many went."""
     victims = []
