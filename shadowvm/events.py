@@ -182,6 +182,14 @@ kvm_mmio = Tracepoint(
         f"mmio {('unsatisfied-read', 'read', 'write')[kind]} len {size} gpa 0x{gpa:x} val 0x{val:x}"
     ),
 )
+vcpu_match_mmio = Tracepoint(
+    "kvm",
+    "vcpu_match_mmio",
+    "gva gpa write gpa_match",
+    lambda gva, gpa, write, gpa_match: (
+        f"gva 0x{gva:x} gpa 0x{gpa:x} {'Write' if write else 'Read'} {'GPA' if gpa_match else 'GVA'}"
+    ),
+)
 kvm_emulate_insn = Tracepoint("kvm", "kvm_emulate_insn", "rip insn failed", "0:%x: %s%s")
 kvm_userspace_exit = Tracepoint("kvm", "kvm_userspace_exit", "reason status", "reason %s (%d)")
 kvm_unmap_hva_range = Tracepoint(
@@ -253,6 +261,16 @@ kvm_mmu_set_accessed_bit = Tracepoint("kvmmmu", "kvm_mmu_set_accessed_bit", "gpa
 kvm_mmu_set_dirty_bit = Tracepoint("kvmmmu", "kvm_mmu_set_dirty_bit", "gpa", "gpa %x")
 kvm_mmu_walker_error = Tracepoint(
     "kvmmmu", "kvm_mmu_walker_error", "pferr", lambda pferr: f"pferr {pferr:x} {pferr_text(pferr)}"
+)
+mark_mmio_spte = Tracepoint("kvmmmu", "mark_mmio_spte", "sptep gfn access gen", "sptep:%x gfn %x access %x gen %x")
+handle_mmio_page_fault = Tracepoint("kvmmmu", "handle_mmio_page_fault", "addr gfn access", "addr:%x gfn %x access %x")
+check_mmio_spte = Tracepoint(
+    "kvmmmu",
+    "check_mmio_spte",
+    "kvm_gen spte_gen spte",
+    lambda kvm_gen, spte_gen, spte: (
+        f"spte {spte:x} kvm_gen {kvm_gen:x} spte-gen {spte_gen:x} valid {int(kvm_gen == spte_gen)}"
+    ),
 )
 kvm_mmu_get_page = Tracepoint(
     "kvmmmu", "kvm_mmu_get_page", "mmu_valid_gen gfn role root_count unsync created", _get_page_text

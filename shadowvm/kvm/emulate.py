@@ -25,7 +25,7 @@ from .memslot import KVM_MEMSLOT_INVALID
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
-from .mmu.spte import RET_PF_CONTINUE, RET_PF_WRITE_PROTECTED, RetPf
+from .mmu.spte import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_WRITE_PROTECTED, RetPf
 from .turns import vcpu_load
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class _Windows:
 def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) -> tuple[RetPf, int]:
     """Execute the instruction at RIP, of which the access to `gva` cannot be done by the CPU.
 
-    `why`, for the page that vcpu.walker has just found: WRITE_PROTECTED, a store to a tracked page; INVALID, no memory
-    there; EMULATE, a store to ROM. With `event`, its delivery instead: its stack, or a descriptor that it marks, lies
+    `why`, for the page that vcpu.walker has just found: WRITE_PROTECTED, a store to a tracked page; EMULATE, an access
+    to no memory or a store to ROM. With `event`, its delivery instead: its stack, or a descriptor that it marks, lies
     in a page table.
 
     (CONTINUE, exit): how the engine left the instruction, QUANTUM if it is done. Else what became of a fault on
@@ -89,6 +89,35 @@ def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) 
     return ret, reason
 
 
+def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
+    """Execute the instruction at RIP, which accesses a device at frame vcpu.walker.gfn; as emulate_write().
+
+    One window and one step serve nearly all of them. What also needs another page is done by emulate_write().
+    """
+    engine, gfn = vcpu.engine, vcpu.walker.gfn
+    if vcpu.requests:
+        vcpu.service_requests()
+    if vcpu.kvm.loaded is not vcpu:
+        vcpu_load(vcpu)
+    engine.set_mmio_window(0, gva, gfn << PAGE_SHIFT)  # type: ignore[arg-type]
+    try:
+        reason = engine.step()
+    finally:
+        engine.clear_windows()
+    if reason == CpuExit.WALK_FAULT:
+        vcpu.walker.gfn = gfn
+        return emulate_write(vcpu, gva, RET_PF_EMULATE)
+    stat = vcpu.stat
+    stat.mmio_exits += 1
+    stat.insn_emulation += 1
+    vcpu.link_generation = -1
+    if reason not in (CpuExit.QUANTUM, CpuExit.STOPPED):
+        stat.insn_emulation_fail += 1
+    if kvm_emulate_insn.on:
+        kvm_emulate_insn(engine.rip, f"access to gva {gva:#x}", "")
+    return RET_PF_CONTINUE, reason
+
+
 def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, windows: _Windows) -> tuple[RetPf, int]:
     """Try until nothing that the MMU can mend stands in the way. What the instruction raises is delivered too."""
     engine = vcpu.engine
@@ -96,8 +125,8 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, win
     for _ in range(MAX_ATTEMPTS):
         if ret is RET_PF_WRITE_PROTECTED:
             ret = _open_window(vcpu, gva, windows.tracked)
-        elif ret in (RetPf.INVALID, RetPf.EMULATE):
-            ret = _open_mmio_window(vcpu, gva, ret, windows)
+        elif ret is RET_PF_EMULATE:
+            ret = _open_mmio_window(vcpu, gva, windows)
         elif ret in (RetPf.FIXED, RetPf.SPURIOUS, RetPf.RETRY):
             ret = RET_PF_CONTINUE
         if ret is not RET_PF_CONTINUE:
@@ -150,14 +179,14 @@ def _get_page(vcpu: Vcpu, gfn: Gfn, *, write: bool) -> Page | RetPf:
     return page
 
 
-def _open_mmio_window(vcpu: Vcpu, gva: Gva, why: RetPf, windows: _Windows) -> RetPf:
+def _open_mmio_window(vcpu: Vcpu, gva: Gva, windows: _Windows) -> RetPf:
     """Let the instruction access a device, or ROM, at the page that the walk of `gva` found."""
     engine = vcpu.engine
     if windows.mmio == MAX_WINDOWS or engine.box[EXIT_ACCESS] == FETCH:
-        return why
+        return RET_PF_EMULATE
     gfn = vcpu.walker.gfn
     memory = None
-    if why is RetPf.EMULATE:
+    if vcpu.memslots.find(gfn) is not None:
         page = _get_page(vcpu, gfn, write=False)
         if isinstance(page, RetPf):
             return page

@@ -14,17 +14,28 @@ from ..cpu.mailbox import EXIT_ACCESS, EXIT_SIZE, EXIT_SMAP, EXIT_STACK, EXIT_VA
 from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
-from ..x86 import GP_VECTOR, PF_VECTOR, SS_VECTOR
+from ..x86 import GP_VECTOR, PF_VECTOR, PFERR_RSVD, SS_VECTOR
 from .cr import load_pdptrs
-from .emulate import emulate_write
+from .emulate import emulate_mmio, emulate_write
 from .exit import ExitReason, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_msr_read, exit_msr_write
+from .mmu.mmio_fault import handle_mmio_page_fault
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits, rsvd_large_bits
 from .mmu.role import kvm_calc_cpu_role
 from .mmu.root import kvm_mmu_free_roots, kvm_mmu_load
-from .mmu.spte import RET_PF_FIXED, RET_PF_GUEST, RET_PF_RETRY, RET_PF_SPURIOUS, RET_PF_WRITE_PROTECTED, RetPf
+from .mmu.spte import (
+    RET_PF_CONTINUE,
+    RET_PF_EMULATE,
+    RET_PF_FIXED,
+    RET_PF_GUEST,
+    RET_PF_INVALID,
+    RET_PF_RETRY,
+    RET_PF_SPURIOUS,
+    RET_PF_WRITE_PROTECTED,
+    RetPf,
+)
 from .mp_state import MpState, exit_halted
 from .turns import grant_quantum
 
@@ -45,13 +56,15 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     interrupted = engine.vectoring() if box[VECTORING] else None
     if kvm_page_fault.on:
         kvm_page_fault(vcpu.id, engine.rip, gva, error_code)
-    ret = kvm_mmu_page_fault(vcpu, gva, error_code)
+    ret = handle_mmio_page_fault(vcpu, gva) if error_code & PFERR_RSVD else RET_PF_INVALID
+    if ret is RET_PF_INVALID:
+        ret = kvm_mmu_page_fault(vcpu, gva, error_code)
     if ret is RET_PF_FIXED and interrupted is None:
         return None
     if ret is RET_PF_WRITE_PROTECTED:
-        return _emulate(vcpu, gva, ret, interrupted)
-    if ret in (RetPf.INVALID, RetPf.EMULATE) and interrupted is None and box[EXIT_ACCESS] != FETCH:
-        return _emulate_mmio(vcpu, gva, ret)
+        return _emulated(vcpu, *emulate_write(vcpu, gva, ret, interrupted))
+    if ret is RET_PF_EMULATE and interrupted is None and box[EXIT_ACCESS] != FETCH:
+        return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())
     return _page_fault_done(vcpu, gva, ret, interrupted)
 
 
@@ -65,19 +78,19 @@ def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None
     return page_fault_failed(vcpu, gva, ret)
 
 
-def _emulate_mmio(vcpu: Vcpu, gva: Gva, why: RetPf) -> KvmRun | None:
+def _emulate_mmio(vcpu: Vcpu, gva: Gva, *, rom: bool) -> KvmRun | None:
     """A load or store where no memory is, or a store to ROM. Where there is no bus, user space answers it."""
     if vcpu.irq is not None:
-        return _emulate(vcpu, gva, why, None)
+        return _emulated(vcpu, *(emulate_write(vcpu, gva, RET_PF_EMULATE) if rom else emulate_mmio(vcpu, gva)))
     questions = vcpu.userspace_io
     if questions is None:
-        return page_fault_failed(vcpu, gva, RetPf.INVALID)
+        return page_fault_failed(vcpu, gva, RET_PF_EMULATE)
     engine = vcpu.engine
     gpa = Gpa(vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF)
     if engine.box[EXIT_ACCESS] == READ and questions.ask(gpa, engine.box[EXIT_SIZE]):
         return None
     before = engine.save()
-    run = _emulate(vcpu, gva, why, None)
+    run = _emulated(vcpu, *emulate_write(vcpu, gva, RET_PF_EMULATE))
     if questions.take_back():
         engine.restore(before)
         kvm_mmu_free_roots(vcpu)
@@ -85,10 +98,9 @@ def _emulate_mmio(vcpu: Vcpu, gva: Gva, why: RetPf) -> KvmRun | None:
     return run
 
 
-def _emulate(vcpu: Vcpu, gva: Gva, why: RetPf, interrupted: Event | None) -> KvmRun | None:
-    """A store to a tracked page, or an access to a device, by the instruction at RIP or the delivery of an event."""
-    ret, reason = emulate_write(vcpu, gva, why, interrupted)
-    if ret is RetPf.CONTINUE:
+def _emulated(vcpu: Vcpu, ret: RetPf, reason: int) -> KvmRun | None:
+    """What emulation came to: the instruction is done, perhaps with an exit of its own, or another page is missing."""
+    if ret is RET_PF_CONTINUE:
         return None if reason == CpuExit.QUANTUM else handle_exit(vcpu, reason)
     return _page_fault_done(vcpu, Gva(vcpu.engine.box[EXIT_VA]), ret, vcpu.engine.vectoring())
 
@@ -104,7 +116,7 @@ def handle_exit(vcpu: Vcpu, reason: int) -> KvmRun | None:
 def page_fault_failed(vcpu: Vcpu, gva: Gva, ret: RetPf) -> KvmRun:
     """A fault that neither the guest nor the MMU can go on from."""
     where = f"rip {vcpu.engine.rip:#x} accesses gva {gva:#x}, gpa {vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF:#x}"
-    if ret == RetPf.INVALID:
+    if ret == RetPf.EMULATE and not vcpu.slot_of_walk():
         return KvmRun(ExitReason.MMIO, f"{where}: no memory there")
     return KvmRun(ExitReason.INTERNAL_ERROR, f"{where}: {ret.name}", ret)
 

@@ -25,6 +25,7 @@ from .memslot import (
     MemSlot,
     MemSlots,
 )
+from .mmu.mmio_fault import kvm_mmu_invalidate_mmio_sptes
 from .mmu.paging_mode import MAXPHYADDR
 from .mmu.shadow import KVM_MIN_ALLOC_MMU_PAGES, KVM_MMU_PAGES_DIVISOR, kvm_mmu_change_mmu_pages
 from .mmu.zap_memslot import kvm_arch_flush_shadow_memslot
@@ -151,7 +152,9 @@ def _swap_active_memslots(kvm: Kvm, slots: MemSlots, old: MemSlot | None, new: M
     for vcpu in kvm.vcpus:
         vcpu.forget_slot()
     kvm.synchronize_srcu()
-    slots.generation = slots.next_generation()
+    generation = slots.next_generation()
+    kvm_mmu_invalidate_mmio_sptes(kvm, generation)
+    slots.generation = generation
 
 
 def _limit_mmu_pages(kvm: Kvm) -> None:

@@ -65,6 +65,7 @@ class VcpuStat(_Counters):
         "pf_fast",
         "pf_fixed",
         "pf_guest",
+        "pf_mmio_spte_created",
         "pf_spurious",
         "pf_taken",
         "tlb_flush",
@@ -81,6 +82,7 @@ class VcpuStat(_Counters):
     pf_fast: int
     pf_fixed: int
     pf_guest: int
+    pf_mmio_spte_created: int
     pf_spurious: int
     pf_taken: int
     tlb_flush: int

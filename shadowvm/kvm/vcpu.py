@@ -14,7 +14,7 @@ from ..cpu.engine import CpuExit, Event, WalkFault
 from ..cpu.mailbox import EXIT_ACCESS, EXIT_USER, EXIT_VA, EXIT_WHY, KEY_CR3, ROOT
 from ..events import kvm_entry, kvm_exit, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
-from ..x86 import PFERR_FETCH, PFERR_PK, PFERR_PRESENT, PFERR_USER, PFERR_WRITE
+from ..x86 import PFERR_FETCH, PFERR_PK, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
 from .apf import AsyncPf, kvm_apf_block
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
@@ -23,6 +23,7 @@ from .irq import IrqState, inject_pending, settle_irq
 from .memslot import MemSlot
 from .mmu.async_page_ready import kvm_check_async_pf_completion
 from .mmu.guest_walker import GuestWalker
+from .mmu.mmio_fault import MmioInfo
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
@@ -64,7 +65,7 @@ _VMX_EXIT_REASONS: dict[int, str] = {
 """Exits as the kvm_exit tracepoint names them on VMX without EPT."""
 
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
-_WHY_PK = int(WalkFault.PK)
+_WHY_PK, _WHY_BAD_FRAME = int(WalkFault.PK), int(WalkFault.BAD_FRAME)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 
 
@@ -81,7 +82,7 @@ class Vcpu:
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
     device_work: what a device left to be done outside of the guest. userspace_io: who answers its ports and MMIO if
-    there are no devices. apf: pages that it does not wait for.
+    there are no devices. mmio_info: the last access to a device. apf: pages that it does not wait for.
     """
 
     __slots__ = (
@@ -104,6 +105,7 @@ class Vcpu:
         "limit",
         "link_generation",
         "memslots",
+        "mmio_info",
         "mmu_shadow_page_cache",
         "mode",
         "mp_state",
@@ -164,6 +166,7 @@ class Vcpu:
         self.irq: IrqState | None = None
         self.msrs = Msrs()
         self.quit = False
+        self.mmio_info = MmioInfo()
         self.userspace_io: UserspaceIo | None = None
         self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
@@ -250,12 +253,14 @@ class Vcpu:
         return KvmRun(ExitReason.INTR, f"{self.kvm.instructions} instructions")
 
     def pferr(self) -> int:
-        """Hardware error code of the walk that failed last: P, W, U, F, PK."""
+        """Hardware error code of the walk that failed last: P, W, U, RSVD, F, PK."""
         box = self.engine.box
         why = box[EXIT_WHY]
         error_code = _PFERR_OF_ACCESS[box[EXIT_ACCESS]] | (PFERR_PRESENT if why else 0)
         if why == _WHY_PK:
             error_code |= PFERR_PK
+        elif why == _WHY_BAD_FRAME:
+            error_code |= PFERR_RSVD
         return error_code | PFERR_USER if box[EXIT_USER] else error_code
 
     def service_requests(self) -> None:

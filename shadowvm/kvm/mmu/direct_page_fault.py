@@ -16,7 +16,7 @@ from ...mm.page_alloc import put_page
 from ...x86 import PFERR_PRESENT, PFERR_WRITE
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .fast_page_fault import fast_page_fault
-from .page_fault import is_page_fault_stale, kvm_mmu_faultin_pfn, mmu_set_spte
+from .page_fault import NO_PAGE, is_page_fault_stale, kvm_mmu_faultin_pfn, mmu_set_spte
 from .role import ROLE_LEVEL
 from .shadow import (
     CACHE_OBJECTS,
@@ -26,6 +26,7 @@ from .shadow import (
     mmu_topup_memory_caches,
 )
 from .spte import (
+    ACC_ALL,
     ACC_EXEC_MASK,
     ACC_USER_MASK,
     RET_PF_CONTINUE,
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
 def kvm_tdp_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:
     """Handle the CPU's nested page fault.
 
-    FIXED, SPURIOUS or RETRY: run the instruction again. INVALID: no memory behind the gpa, whose frame is
-    vcpu.walker.gfn. EMULATE: a store to ROM. WRITE_PROTECTED: a store to be emulated. ENOMEM/EFAULT: the host failed.
+    FIXED, SPURIOUS or RETRY: run the instruction again. EMULATE: no memory behind the gpa, whose frame is
+    vcpu.walker.gfn, or a store to ROM. WRITE_PROTECTED: a store to be emulated. ENOMEM/EFAULT: the host failed.
     """
     stat = vcpu.stat
     stat.pf_taken += 1
@@ -58,7 +59,8 @@ def kvm_tdp_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:
     if not slot.base_gfn <= gfn < slot.end_gfn:
         found = vcpu.memslots.find(gfn)
         if found is None:
-            return RetPf.INVALID
+            stat.pf_emulate += 1
+            return _handle_noslot_fault(vcpu, gpa, error_code)
         if found.flags & KVM_MEM_UNCACHED:
             if found.flags & KVM_MEMSLOT_INVALID:
                 return RET_PF_RETRY
@@ -76,6 +78,18 @@ def kvm_tdp_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:
     elif ret is RET_PF_WRITE_PROTECTED:
         stat.pf_emulate += 1
     return ret
+
+
+def _handle_noslot_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:
+    """No memory there: EMULATE, and remember it in an MMIO spte. RETRY, ENOMEM as for any fault."""
+    kvm, fault = vcpu.kvm, vcpu.fault
+    if not kvm.params.mmio_caching:
+        return RetPf.EMULATE
+    fault.addr, fault.error_code, fault.gfn, fault.access = Gva(gpa), error_code, vcpu.walker.gfn, ACC_ALL
+    fault.page, fault.mmu_seq = NO_PAGE, kvm.mmu_invalidate_seq
+    if len(vcpu.mmu_shadow_page_cache) < CACHE_OBJECTS and not mmu_topup_memory_caches(vcpu):
+        return RetPf.ENOMEM
+    return _map_by_tdp_mmu(vcpu, fault) if kvm.tdp_mmu_enabled else _map_by_shadow_pages(vcpu, fault)
 
 
 def _direct_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int, gfn: Gfn, slot: MemSlot) -> RetPf:

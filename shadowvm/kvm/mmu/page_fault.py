@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Gfn, Gva
+from ...addr import PAGE_SHIFT, Gfn, Gva, Pfn
 from ...events import kvm_faultin_pfn, kvm_mmu_seq_sample, kvm_mmu_set_spte, kvm_mmu_spte_requested, spte_change
 from ...mm.fault import VmFault
 from ...mm.gup import get_user_page, get_user_page_fast
-from ...mm.page_alloc import put_page
+from ...mm.page_alloc import Page, put_page
 from ...x86 import (
     CR0_WP,
     CR4_PKE,
     CR4_SMAP,
     CR4_SMEP,
     PFERR_PRESENT,
+    PFERR_RSVD,
     PFERR_WRITE,
     PT_ADDR_MASK,
     PT_DIRTY,
@@ -33,6 +34,8 @@ from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_MMU_RELOAD
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
 from .leaf_walk import walk_leaf
+from .mmio_fault import mark_mmio_spte
+from .mmio_spte import KVM_PFN_NOSLOT
 from .paging_mode import PT32
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
@@ -62,13 +65,15 @@ from .spte import (
 )
 
 if TYPE_CHECKING:
-    from ...mm.page_alloc import Page
     from ..memslot import MemSlot
     from ..vcpu import Vcpu
     from ..vm import Kvm
 
 _LEVELS_BELOW = tuple(tuple((level, 12 + 9 * level) for level in range(root - 1, 0, -1)) for root in range(6))
 """Levels to build under a root page of each level, topmost first; how far to shift an address for the link to it."""
+_NOT_OF_ACCESS = PFERR_PRESENT | PFERR_RSVD
+NO_PAGE = Page(Pfn(KVM_PFN_NOSLOT))
+"""What a fault finds where no slot is."""
 _ROOT_REQUESTS = KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_RELOAD
 
 
@@ -119,12 +124,12 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     """Handle the CPU's page fault at `gva` (hardware error code: P, W, U, F).
 
     FIXED, SPURIOUS or RETRY: run the instruction again. WRITE_PROTECTED: the store must be emulated. GUEST: inject
-    #PF(vcpu.walker.error_code). INVALID: no memory behind the gfn. EMULATE: a store to read-only memory, which is a
-    device's. ENOMEM/EFAULT: the host failed.
+    #PF(vcpu.walker.error_code). EMULATE: no memory behind the gfn, or a store to read-only memory: a device is there.
+    ENOMEM/EFAULT: the host failed.
     """
     stat = vcpu.stat
     stat.pf_taken += 1
-    pferr = error_code & ~PFERR_PRESENT
+    pferr = error_code & ~_NOT_OF_ACCESS
     if not walk_leaf(vcpu, gva, pferr):
         ret = walk_addr(vcpu, gva, pferr)
         if ret is not RET_PF_CONTINUE:
@@ -135,7 +140,8 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
     if not slot.base_gfn <= gfn < slot.end_gfn:
         found = vcpu.memslots.find(gfn)
         if found is None:
-            return RetPf.INVALID
+            stat.pf_emulate += 1
+            return kvm_handle_noslot_fault(vcpu, gva, error_code)
         if found.flags & KVM_MEM_UNCACHED:
             if found.flags & KVM_MEMSLOT_INVALID:
                 return RET_PF_RETRY
@@ -168,6 +174,28 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
         stat.pf_spurious += 1
     elif ret is RET_PF_WRITE_PROTECTED:
         stat.pf_emulate += 1
+    return ret
+
+
+def kvm_handle_noslot_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
+    """No memory is at the frame of the walk: EMULATE, and remember it. RETRY, ENOMEM as for any fault."""
+    kvm, walker, fault = vcpu.kvm, vcpu.walker, vcpu.fault
+    write = error_code & PFERR_WRITE
+    access = walker.pte_access if write else protect_clean_gpte(walker)
+    if not access & ACC_WRITE_MASK and not vcpu.cr0 & CR0_WP:
+        access = _cr0_wp_clear_access(vcpu, access, write)
+    if not kvm.params.mmio_caching or access < 0:
+        return RetPf.EMULATE
+    fault.addr, fault.error_code, fault.gfn, fault.access = gva, error_code, walker.gfn, access
+    fault.page, fault.mmu_seq = NO_PAGE, kvm.mmu_invalidate_seq
+    if len(vcpu.mmu_shadow_page_cache) < CACHE_OBJECTS and not mmu_topup_memory_caches(vcpu):
+        return RetPf.ENOMEM
+    kvm.mmu_lock.acquire()
+    if is_page_fault_stale(vcpu, fault):
+        ret = RET_PF_RETRY
+    else:
+        ret = fetch(vcpu, fault) if make_mmu_pages_available(vcpu) else RetPf.ENOMEM
+    kvm.mmu_lock.release()
     return ret
 
 
@@ -367,6 +395,8 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
     gfn = fault.gfn
     pfn = fault.page.pfn
     index = fault.addr >> PAGE_SHIFT & 511
+    if pfn < 0:
+        return mark_mmio_spte(vcpu, sp, index, gfn, fault.access, vcpu.walker.pkey)
     sptep = sp.q + index
     old = q[sptep]
     if kvm_mmu_spte_requested.on:

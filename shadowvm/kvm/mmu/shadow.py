@@ -17,7 +17,7 @@ from ...x86 import PT_PAGE_SIZE
 from .page_track import account_shadowed, unaccount_shadowed
 from .rmap import drop_spte
 from .role import role_text, unpack_role
-from .spte import SPTE_MMU_PRESENT, make_nonleaf_spte, mmu_spte_clear, mmu_spte_set, spte_pfn
+from .spte import SPTE_MMIO, SPTE_MMU_PRESENT, make_nonleaf_spte, mmu_spte_clear, mmu_spte_set, spte_pfn
 
 if TYPE_CHECKING:
     from ...mm.page_alloc import Page
@@ -150,6 +150,8 @@ def mmu_page_zap_pte(kvm: Kvm, sp: KvmMmuPage, index: int) -> bool:
     sptep = sp.q + index
     spte = kvm.q[sptep]
     if not spte & SPTE_MMU_PRESENT:
+        if spte & SPTE_MMIO:
+            mmu_spte_clear(kvm, sptep)
         return False
     if sp.level == 1 or spte & PT_PAGE_SIZE:
         drop_spte(kvm, sptep)

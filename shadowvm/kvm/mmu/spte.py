@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SPTE_HOST_WRITABLE = 1 << 9
 SPTE_MMU_WRITABLE = 1 << 10
 SPTE_MMU_PRESENT = 1 << 11
+SPTE_MMIO = 1 << 51
+"""The reserved bit of an entry where no memory is (mmio_spte.py)."""
 
 FROZEN_SPTE = 0x1A0
 """Not present, and nobody may put anything there: the table behind it is being torn down, or the entry is in one."""
@@ -67,6 +69,7 @@ class RetPf(IntEnum):
 
 RET_PF_CONTINUE, RET_PF_RETRY, RET_PF_WRITE_PROTECTED = RetPf.CONTINUE, RetPf.RETRY, RetPf.WRITE_PROTECTED
 RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_GUEST = RetPf.FIXED, RetPf.SPURIOUS, RetPf.GUEST
+RET_PF_EMULATE, RET_PF_INVALID = RetPf.EMULATE, RetPf.INVALID
 """The members that every fault names: looking one up in its enum costs as much as a call."""
 
 

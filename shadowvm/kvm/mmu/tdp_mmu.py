@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 from ...addr import Gfn
 from ...errors import ModelBug
-from ...events import kvm_mmu_get_page, kvm_mmu_set_spte, kvm_mmu_spte_requested
+from ...events import kvm_mmu_get_page, kvm_mmu_set_spte, kvm_mmu_spte_requested, mark_mmio_spte
 from ...x86 import PFERR_WRITE, PT_ADDR_MASK, PT_PAGE_SIZE
+from .mmio_spte import MMIO_SPTE_GEN_MASK, make_mmio_spte
 from .role import ROLE_SMM_SHIFT, kvm_calc_tdp_mmu_root_page_role, pack_role, role_text
 from .spte import (
+    ACC_ALL,
     FROZEN_SPTE,
+    RET_PF_EMULATE,
     RET_PF_FIXED,
     RET_PF_RETRY,
     RET_PF_SPURIOUS,
@@ -220,6 +223,8 @@ def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, lev
     kvm = vcpu.kvm
     gfn = fault.gfn
     pfn = fault.page.pfn
+    if pfn < 0:
+        return _set_mmio_spte(vcpu, sptep, fault.gfn, old)
     if kvm_mmu_spte_requested.on:
         kvm_mmu_spte_requested(gfn, pfn, level)
     if old & SPTE_MMU_PRESENT and is_access_allowed(old, fault.error_code):
@@ -240,6 +245,22 @@ def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, lev
     if fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE:
         return RET_PF_WRITE_PROTECTED
     return ret
+
+
+def _set_mmio_spte(vcpu: Vcpu, sptep: int, gfn: Gfn, old: int) -> RetPf:
+    """Enter that no memory is there. What is mapped all the same goes first, with a flush (I33)."""
+    kvm = vcpu.kvm
+    if old & SPTE_MMU_PRESENT:
+        if tdp_mmu_set_spte_atomic(kvm, sptep, gfn, 1, old, 0):
+            kvm.flush_remote_tlbs()
+        return RET_PF_RETRY
+    generation = vcpu.memslots.generation & MMIO_SPTE_GEN_MASK
+    if mark_mmio_spte.on:
+        mark_mmio_spte(sptep * 8, gfn, ACC_ALL, generation)
+    if not tdp_mmu_set_spte_atomic(kvm, sptep, gfn, 1, old, make_mmio_spte(gfn, ACC_ALL, generation)):
+        return RET_PF_RETRY
+    vcpu.stat.pf_mmio_spte_created += 1
+    return RET_PF_EMULATE
 
 
 # Invalidation.

@@ -136,6 +136,13 @@ _ALL = (
         EVENTS,
     ),
     Law(
+        "I32",
+        "an mmio spte is used only in the generation that it is of, and none is left when these begin anew",
+        "mmio sptes, slots",
+        BOTH,
+    ),
+    Law("I33", "a present spte becomes an mmio spte only through none, with a flush", "sptes", EVENTS),
+    Law(
         "I34",
         "when a slot was deleted or moved, nothing refers to it, and no fault installs anything for it",
         "sptes, rmaps, shadow pages, slots",

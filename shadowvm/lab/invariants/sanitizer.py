@@ -26,6 +26,7 @@ from .dirty import DirtyRules
 from .frames import FrameRules
 from .laws import BOTH, LAWS, STATE, describe, laws_seen
 from .memslots import SlotRules
+from .mmio import MmioRules
 from .notifier import NotifierRules
 from .rules import Handler, KvmSubject, Rules, Subject
 from .shadow import ShadowRules
@@ -45,6 +46,7 @@ GROUPS: tuple[type[Rules], ...] = (
     DirtyRules,
     AgeingRules,
     SlotRules,
+    MmioRules,
 )
 """Who looks after which laws, besides ShadowRules, whose books the others use."""
 

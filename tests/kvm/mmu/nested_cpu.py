@@ -118,7 +118,7 @@ class NestedCpu:
         if got.why is not WalkFault.NOT_PRESENT:
             error_code |= PFERR_PRESENT
         ret = kvm_tdp_page_fault(self, Gpa(gpa), error_code)
-        if ret is RetPf.INVALID:
+        if ret is RetPf.EMULATE:
             raise IndexError(hex(gpa))
         assert ret in GO_ON, ret
 

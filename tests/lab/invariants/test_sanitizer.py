@@ -11,7 +11,8 @@ import pytest
 from shadowvm.addr import PAGE_SHIFT, Gfn
 from shadowvm.errors import ConfigError, InvariantViolation
 from shadowvm.kvm.mmu import page_fault
-from shadowvm.kvm.mmu.spte import SPTE_MMU_WRITABLE, spte_pfn
+from shadowvm.kvm.mmu.mmio_spte import make_mmio_spte
+from shadowvm.kvm.mmu.spte import ACC_ALL, SPTE_MMU_WRITABLE, spte_pfn
 from shadowvm.lab.invariants import LAWS, Sanitizer, validate
 from shadowvm.lab.invariants.laws import BOTH, laws_seen
 from shadowvm.lab.invariants.laws import STATE as BY_STATE
@@ -108,6 +109,11 @@ def move_in_host_tlb(machine: Machine) -> None:
     machine.mm.tlb[vpn] = base + 512
 
 
+def deny_memory(machine: Machine) -> None:
+    gfn, sptep = leaf(machine)
+    machine.kvm.q[sptep] = make_mmio_spte(gfn, ACC_ALL, machine.kvm.memslots.generation)
+
+
 STATE: list[tuple[str, Callable[[Machine], object]]] = [
     ("I3", lambda m: set_host_pte(m, lambda pte: 0)),
     ("I4", free_mapped),
@@ -125,6 +131,7 @@ STATE: list[tuple[str, Callable[[Machine], object]]] = [
     ("I23", lambda m: set_spte(m, lambda spte: spte ^ PT_USER)),
     ("I24", lambda m: set_spte(m, lambda spte: spte & ~SPTE_MMU_WRITABLE)),
     ("I25", shadow_a_writable_page),
+    ("I32", deny_memory),
     ("I34", drop_slots),
     ("I35", lambda m: setattr(m.kvm.stat, "pages_4k", m.kvm.stat.pages_4k + 1)),
     ("FRAME", lambda m: setattr(m.host.zone.free_list[-1], "refcount", 1)),
