@@ -45,12 +45,10 @@ class FlatNestedMachine(FlatMachine):
     """A CPU outside of long mode over a nested table of 1 MiB."""
 
     def __init__(self, *, counting: bool = True) -> None:
-        self.nested_root = 0
         super().__init__(counting=counting)
+        self.nested_root = identity(self, self.ram.nr_frames)
 
     def load(self) -> None:
-        if not self.nested_root:
-            self.nested_root = identity(self, self.ram.nr_frames)
         self.engine.load_nested_root(Hpa(self.nested_root))
         self.engine.flush_tlb()
 
