@@ -278,6 +278,13 @@ kvm_mmu_get_page = Tracepoint(
 kvm_mmu_prepare_zap_page = Tracepoint(
     "kvmmmu", "kvm_mmu_prepare_zap_page", "mmu_valid_gen gfn role root_count unsync", _shadow_page_text
 )
+kvm_mmu_sync_page = Tracepoint(
+    "kvmmmu", "kvm_mmu_sync_page", "mmu_valid_gen gfn role root_count unsync", _shadow_page_text
+)
+# A scheduling point: where KVM has a barrier, between the mark and the spte that lets the guest write.
+kvm_mmu_unsync_page = Tracepoint(
+    "kvmmmu", "kvm_mmu_unsync_page", "mmu_valid_gen gfn role root_count unsync", _shadow_page_text, point=True
+)
 kvm_mmu_spte_requested = Tracepoint("kvmmmu", "kvm_mmu_spte_requested", "gfn pfn level", "gfn %x pfn %x level %d")
 kvm_mmu_set_spte = Tracepoint("kvmmmu", "kvm_mmu_set_spte", "gfn spte sptep level", _set_spte_text)
 kvm_mmu_zap_all_fast = Tracepoint(

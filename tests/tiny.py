@@ -166,6 +166,56 @@ xor eax, eax
 """
 """Map 4 MiB by a clean 4 KiB entry, read it, point the entry at the next frame and write it."""
 
+TWO_FRAMES = """
+mov qword [0x400000], 4
+mov qword [0x401000], 5
+mov qword [0x300000], 0x400063
+mov qword [0xb018], 0x300063
+mov rax, cr3
+mov cr3, rax
+mov rbx, [0x600000]
+"""
+"""Map 6 MiB by a 4 KiB entry to the frame at 4 MiB, which holds 4, and read it. The next frame holds 5."""
+
+REDIRECT = "mov qword [0x300000], 0x401063\n"
+"""Point that entry at the next frame."""
+
+IS_FIVE = f"mov rbx, [rdi]\nlea eax, [rbx - 5]\n{EXIT}"
+"""End with status 0 if RDI points to 5."""
+
+REDIRECTED_THEN_LINKED = f"""{TWO_FRAMES}{REDIRECT}
+mov qword [0xb020], 0x300063
+mov edi, 0x800000
+{IS_FIVE}"""
+"""Link the table once more before the flush that it needs where it is: a new link needs none."""
+
+REDIRECTED_THEN_LINKED_ABOVE = f"""{TWO_FRAMES}{REDIRECT}
+mov rax, [0xa000]
+mov [0xa040], rax
+mov rdi, 0x200600000
+{IS_FIVE}"""
+"""As before, but link the page directory above the table."""
+
+REDIRECTED_CR3 = f"""{TWO_FRAMES}{REDIRECT}
+mov rax, cr3
+mov cr3, rax
+mov edi, 0x600000
+{IS_FIVE}"""
+"""Load CR3 with the value that it has."""
+
+REDIRECTED_INVLPG = f"""{TWO_FRAMES}{REDIRECT}
+mov edi, 0x600000
+invlpg [rdi]
+{IS_FIVE}"""
+
+REDIRECTED_PGE = f"""{TWO_FRAMES}{REDIRECT}
+mov rax, cr4
+xor eax, 0x80
+mov cr4, rax
+mov edi, 0x600000
+{IS_FIVE}"""
+"""Flush everything by CR4.PGE."""
+
 ALIASED_TABLE = f"""
 mov qword [0x300000], 0x400063
 mov qword [0xb018], 0x300023

@@ -19,7 +19,7 @@ from .cr import load_pdptrs
 from .emulate import emulate_mmio, emulate_write
 from .exit import ExitReason, KvmRun
 from .inject import exit_shutdown, inject
-from .intercept import exit_cpuid, exit_cr_write, exit_msr_read, exit_msr_write
+from .intercept import exit_cpuid, exit_cr_write, exit_invlpg, exit_msr_read, exit_msr_write
 from .mmu.mmio_fault import handle_mmio_page_fault
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits, rsvd_large_bits
@@ -203,4 +203,5 @@ _EXIT_HANDLERS: dict[int, Callable[[Vcpu], KvmRun | None]] = {
     CpuExit.MSR_READ: exit_msr_read,
     CpuExit.MSR_WRITE: exit_msr_write,
     CpuExit.CPUID: exit_cpuid,
+    CpuExit.INVLPG: exit_invlpg,
 }

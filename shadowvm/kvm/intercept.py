@@ -1,4 +1,4 @@
-"""Instructions that leave the guest: MOV to control registers, RDMSR, WRMSR, CPUID (vmx.c, handle_cr and its kin).
+"""Instructions that leave the guest: MOV to control registers, RDMSR, WRMSR, CPUID, INVLPG (vmx.c, handle_cr and kin).
 
 The CPU underneath takes any value. Here it is checked first; what is refused is #GP(0) at the instruction.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..addr import Gva
 from ..cpu.layout import HF_CS64_MASK
-from ..cpu.mailbox import EXIT_CR, EXIT_GPR
+from ..cpu.mailbox import EXIT_CR, EXIT_GPR, EXIT_VA
 from ..cpu.registers import HFLAGS
 from ..events import kvm_cpuid, kvm_cr, kvm_msr
 from ..x86 import EFER_LMA, EFER_LME
@@ -17,7 +18,9 @@ from .cr import CR0_RESERVED, PDPTR_CR0, PDPTR_CR4, is_valid_cr0, is_valid_cr3, 
 from .exit import KvmRun
 from .inject import inject_gp
 from .mmu.paging_mode import MAXPHYADDR, PagingMode, paging_mode
-from .mmu.root import kvm_mmu_free_roots
+from .mmu.root import kvm_mmu_free_roots, root_of_cr3
+from .mmu.sync import kvm_mmu_invlpg, kvm_mmu_sync_roots
+from .mmu.unsync import vcpu_update_flush_exits
 from .msr import kvm_get_msr, kvm_set_msr
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ CR3_RESERVED = ((1 << 64) - 1) & ~((1 << MAXPHYADDR) - 1)
 
 
 def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
-    """MOV to CR0, CR4, CR8, or to CR3 with bits that may be reserved."""
+    """MOV to CR0, CR4, CR8, or to CR3: in PAE mode, with bits that may be reserved, or while pages are unsync."""
     engine = vcpu.engine
     register, value = engine.box[EXIT_CR], engine.get_reg(engine.box[EXIT_GPR])
     if not _is_64bit(vcpu):
@@ -45,8 +48,11 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
         engine.cr0 = value
     elif register == 3:
         engine.cr3 = value
+        kvm_mmu_sync_roots(vcpu, root_of_cr3(vcpu, value))
     elif register == 4:
         engine.cr4 = value
+        # A change of PGE flushes everything. What leads to another root is synced when that is loaded.
+        kvm_mmu_sync_roots(vcpu, vcpu.root)
     else:
         engine.cr8 = value
         if vcpu.irq is not None:
@@ -75,7 +81,7 @@ def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:
         kvm_mmu_free_roots(vcpu)
     elif not is_pae:
         vcpu.pdptrs_cr3 = -1
-    engine.controls.cr3 = is_pae
+    vcpu_update_flush_exits(vcpu)
     return True
 
 
@@ -93,6 +99,16 @@ def _may_load(vcpu: Vcpu, register: int, value: int) -> bool:
     if register == 4:
         return is_valid_cr4(value, model=vcpu.kvm.cpu_model, old=engine.cr4, efer=engine.efer)
     return not value >> 4
+
+
+def exit_invlpg(vcpu: Vcpu) -> KvmRun | None:
+    """INVLPG while pages are unsync."""
+    engine = vcpu.engine
+    gva = Gva(engine.box[EXIT_VA])
+    kvm_mmu_invlpg(vcpu, gva)
+    engine.flush_page(gva)
+    engine.skip_instruction()
+    return None
 
 
 def exit_msr_read(vcpu: Vcpu) -> KvmRun | None:

@@ -13,6 +13,7 @@ from ..cpu.layout import HF2_NMI_MASK
 from ..cpu.registers import HFLAGS
 from ..x86 import RFLAGS_IF
 from .exit import ExitReason, KvmRun
+from .mmu.unsync import vcpu_update_flush_exits
 from .vm import KVM_REQ_APF_READY
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ def kvm_vcpu_reset(vcpu: Vcpu, irq: IrqState) -> None:
     vcpu.event = None
     irq.queued, irq.nmi = None, False
     vcpu.apf.reset()
-    vcpu.pdptrs_cr3, vcpu.engine.controls.cr3 = -1, False
+    vcpu.pdptrs_cr3 = -1
+    vcpu_update_flush_exits(vcpu)
     vcpu.engine.init_reset(warm=True)
 
 

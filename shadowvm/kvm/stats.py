@@ -32,6 +32,7 @@ class VmStat(_Counters):
         "mmu_pte_write",
         "mmu_recycled",
         "mmu_shadow_zapped",
+        "mmu_unsync",
         "pages_4k",
         "remote_tlb_flush",
         "remote_tlb_flush_requests",
@@ -44,6 +45,8 @@ class VmStat(_Counters):
     mmu_pte_write: int
     mmu_recycled: int
     mmu_shadow_zapped: int
+    mmu_unsync: int
+    """Pages that are unsync now."""
     pages_4k: int
     remote_tlb_flush: int
     remote_tlb_flush_requests: int
@@ -57,6 +60,7 @@ class VcpuStat(_Counters):
         "halt_exits",
         "insn_emulation",
         "insn_emulation_fail",
+        "invlpg",
         "io_exits",
         "irq_injections",
         "mmio_exits",
@@ -74,6 +78,7 @@ class VcpuStat(_Counters):
     halt_exits: int
     insn_emulation: int
     insn_emulation_fail: int
+    invlpg: int
     io_exits: int
     irq_injections: int
     mmio_exits: int

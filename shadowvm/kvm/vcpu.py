@@ -27,6 +27,8 @@ from .mmu.mmio_fault import MmioInfo
 from .mmu.page_fault import KvmPageFault
 from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
+from .mmu.sync import kvm_mmu_sync_roots
+from .mmu.unsync import vcpu_update_flush_exits
 from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
 from .msr import CHECKED, NATIVE, Msrs
 from .stats import VcpuStat
@@ -37,6 +39,7 @@ from .vm import (
     KVM_REQ_DEVICE_WORK,
     KVM_REQ_MMU_FREE_OBSOLETE_ROOTS,
     KVM_REQ_MMU_RELOAD,
+    KVM_REQ_MMU_SYNC,
     KVM_REQ_PAUSE,
     KVM_REQ_SRCU,
     KVM_REQ_TLB_FLUSH,
@@ -61,9 +64,11 @@ _VMX_EXIT_REASONS: dict[int, str] = {
     CpuExit.MSR_READ: "MSR_READ",
     CpuExit.MSR_WRITE: "MSR_WRITE",
     CpuExit.CPUID: "CPUID",
+    CpuExit.INVLPG: "INVLPG",
 }
 """Exits as the kvm_exit tracepoint names them on VMX without EPT."""
 
+_ROOT_REQUESTS = KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_SYNC
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
 _WHY_PK, _WHY_BAD_FRAME = int(WalkFault.PK), int(WalkFault.BAD_FRAME)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
@@ -176,6 +181,7 @@ class Vcpu:
         for index in NATIVE:
             engine.controls.pass_msr(index, write=index not in CHECKED)
         self.on_quantum: Callable[[], None] | None = None
+        vcpu_update_flush_exits(self)
         kvm.vcpus.append(self)
 
     def run(self) -> KvmRun:
@@ -276,13 +282,15 @@ class Vcpu:
         while self.requests & KVM_REQ_APF_READY:
             self.requests &= ~KVM_REQ_APF_READY
             kvm_check_async_pf_completion(self)
-        while self.requests & (KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS):
-            reload = self.requests & KVM_REQ_MMU_RELOAD
-            self.requests &= ~(KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS)
-            if reload:
+        while self.requests & _ROOT_REQUESTS:
+            requests = self.requests & _ROOT_REQUESTS
+            self.requests &= ~_ROOT_REQUESTS
+            if requests & KVM_REQ_MMU_RELOAD:
                 self.free_roots()
-            else:
+            elif requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:
                 free_obsolete_roots(self)
+            if requests & KVM_REQ_MMU_SYNC:
+                kvm_mmu_sync_roots(self, self.root)
         if self.requests & KVM_REQ_TLB_FLUSH:
             self.requests &= ~KVM_REQ_TLB_FLUSH
             self.stat.tlb_flush += 1

@@ -43,6 +43,7 @@ KVM_REQ_DEVICE_WORK = 1 << 4
 KVM_REQ_SRCU = 1 << 5
 KVM_REQ_APF_HALT = 1 << 6
 KVM_REQ_APF_READY = 1 << 7
+KVM_REQ_MMU_SYNC = 1 << 8
 
 
 class Kvm:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from shadowvm.kvm import emulate, memslot, notifier, vcpu, vm
-from shadowvm.kvm.mmu import guest_walker, page_fault, page_track, rmap, root, shadow, spte
+from shadowvm.kvm.mmu import guest_walker, page_fault, page_track, rmap, root, shadow, spte, sync, sync_spte, unsync
 from shadowvm.mm import fault, gup, page_alloc, pgtable, swap, vmscan
 from shadowvm.mm import rmap as mm_rmap
 from tests import tiny
@@ -14,7 +14,10 @@ from tests.lab.broken import Edit
 
 
 class Guest(NamedTuple):
-    """A bundled guest with its parameters, or the source of a tiny one. Its pages may be raced for (race.py)."""
+    """A bundled guest with its parameters, or the source of a tiny one. Its pages may be raced for (race.py).
+
+    kvm: knobs.
+    """
 
     name: str
     append: str = ""
@@ -22,6 +25,7 @@ class Guest(NamedTuple):
     race: str = ""
     seed: int = 0
     smp: int = 1
+    kvm: str = ""
 
 
 TOUCH = Guest("memtouch", "size=3M passes=2")
@@ -29,14 +33,21 @@ TOUCH_RACED = TOUCH._replace(race="whole")
 TOUCH_HALFWAY = TOUCH._replace(race="halfway")
 TOUCH_PREEMPTED = TOUCH._replace(seed=1)
 CHURN = Guest("ptchurn", "pages=512 rounds=1 switches=8")
+CHURN_TRACKED = CHURN._replace(kvm="unsync=0")
 DEMAND = Guest("demand", "size=1M shared=512k")
 CHASE = Guest("chase", "nodes=32k steps=4000")
 HELLO = Guest("hello")
 ZERO_PAGE = Guest("tiny", source=tiny.READ_THEN_WRITE)
 LARGE_PAGE = Guest("tiny", source=tiny.CLEAN_LARGE_PAGE)
 ALIASED = Guest("tiny", source=tiny.ALIASED_TABLE)
-REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE)
+REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE, kvm="unsync=0")
 ROOT_ZAPPED = Guest("tiny", source=tiny.ODD_STORE_TO_ROOT)
+LINKED_AGAIN = Guest("tiny", source=tiny.REDIRECTED_THEN_LINKED)
+LINKED_ABOVE = Guest("tiny", source=tiny.REDIRECTED_THEN_LINKED_ABOVE)
+CR3_LOADED = Guest("tiny", source=tiny.REDIRECTED_CR3)
+INVALIDATED = Guest("tiny", source=tiny.REDIRECTED_INVLPG)
+PGE_FLUSHED = Guest("tiny", source=tiny.REDIRECTED_PGE)
+SHOOTDOWN = Guest("smp-shootdown", smp=2)
 TOGETHER = Guest("tiny", source=touch_together(2, 544), smp=2)
 TOGETHER_PREEMPTED = TOGETHER._replace(seed=4)
 
@@ -178,7 +189,12 @@ MMU_BUGS = [
         [(page_track.account_shadowed, "rmap_write_protect(kvm, slot, sp.gfn)", "False")],
         CHURN,
     ),
-    Bug("write protection forgotten in a new spte", "I25", [(SPTE, "gfn not in slot.gfn_write_track", "True")], CHURN),
+    Bug(
+        "write protection forgotten in a new spte",
+        "I25",
+        [(page_fault.mmu_set_spte, "access &= ~ACC_WRITE_MASK", "pass")],
+        CHURN_TRACKED,
+    ),
     Bug(
         "no flush after write protection",
         "I16",
@@ -192,7 +208,7 @@ MMU_BUGS = [
         "spte ignores the guest's W",
         "I23",
         [
-            (SPTE, "access & ACC_WRITE_MASK and", ""),
+            (page_fault.mmu_set_spte, "access = fault.access", "access = fault.access | ACC_WRITE_MASK"),
             (page_fault.kvm_mmu_faultin_pfn, " if fault.access & slot.write_mask else None", ""),
         ],
         CHURN,
@@ -237,18 +253,18 @@ MMU_BUGS = [
         CHURN,
     ),
     Bug("child reused whatever its rights", "I23", [(page_fault.fetch, " or child.access != access", "")], LARGE_PAGE),
-    Bug("write to a guest table ignored", "I22 I23", [IGNORE_WRITES], CHURN),
+    Bug("write to a guest table ignored", "I22 I23", [IGNORE_WRITES], CHURN_TRACKED),
     Bug(
         "write tracked at the wrong page",
         "I22 I23",
         [(emulate._track_writes, "window.gfn <<", "window.gfn + 1 <<")],
-        CHURN,
+        CHURN_TRACKED,
     ),
     Bug(
         "write tracked at the wrong entry",
         "I22 I23",
         [(emulate._changes, "[(start, window.size)]", "[(start ^ 8, window.size)]")],
-        CHURN,
+        CHURN_TRACKED,
     ),
     Bug(
         "window of an emulated store left open",
@@ -319,7 +335,7 @@ MMU_BUGS = [
     Bug(
         "shadow page found without its role",
         "I22 I23",
-        [(shadow.kvm_mmu_get_shadow_page, "sp.role == role and", "")],
+        [(shadow._find_shadow_page, "sp.role == role and", "")],
         CHURN,
     ),
     Bug(
@@ -338,6 +354,56 @@ MMU_BUGS = [
         "root of another CR3",
         "I22",
         [(root._alloc_root, "vcpu.root_gfn, pack", "vcpu.root_gfn + (vcpu.root_gfn != 9), pack")],
+        CHURN,
+    ),
+]
+
+NO_SYNC: Edit = (sync.kvm_mmu_sync_roots, "not kvm.stat.mmu_unsync", "True")
+UNSYNC_BUGS = [
+    Bug(
+        "INVLPG drops an spte and flushes nobody",
+        "I16",
+        [(sync.kvm_mmu_invlpg, "kvm.flush_remote_tlbs()", "pass")],
+        CHURN,
+    ),
+    Bug("INVLPG changes nothing", "I27", [(sync.kvm_mmu_invlpg, "if _invalidate_addr", "if False and")], INVALIDATED),
+    Bug(
+        "table linked before it is synced", "I27", [(shadow._find_shadow_page, "found.unsync:", "False:")], LINKED_AGAIN
+    ),
+    Bug(
+        "table linked before what is below is synced",
+        "I27",
+        [(page_fault.fetch, "child.unsync_children and not mmu_sync_children(vcpu, child)", "False")],
+        LINKED_ABOVE,
+    ),
+    Bug("flush by CR3 without a sync", "I27", [NO_SYNC], CR3_LOADED),
+    Bug("flush by CR4 without a sync", "I27", [NO_SYNC], PGE_FLUSHED),
+    Bug("flush that a sync owes is put off", "I16", [(sync._sync_pages, "elif flush:", "elif False:")], CHURN),
+    Bug(
+        "synced while it can be written",
+        "I25",
+        [(sync._write_protect_gfn, "rmap_write_protect(kvm, slot, sp.gfn)", "False")],
+        CHURN,
+    ),
+    Bug("sync keeps rights", "I27", [(sync_spte._sync, "mmu_spte_set(kvm, sp.q + index, new)", "pass")], CHURN),
+    Bug("sync keeps what is gone", "I27", [(sync_spte._sync, "gfn != sp.gfns[index]", "False")], CR3_LOADED),
+    Bug("pages above are not told", "I26", [(unsync.mark_unsync, "parent.unsync_children == 1", "False")], CHURN),
+    Bug(
+        "page directory made unsync",
+        "I22 I25 I26",
+        [(page_track.account_shadowed, "sp.level > 1", "sp.level > 2")],
+        CHURN,
+    ),
+    Bug(
+        "flushes of the first vCPU exit only",
+        "I26",
+        [(unsync.update_flush_exits, "in kvm.vcpus:", "in kvm.vcpus[:1]:")],
+        SHOOTDOWN,
+    ),
+    Bug(
+        "unsync page zapped and still counted",
+        "I26",
+        [(shadow.kvm_mmu_prepare_zap_page, "kvm_unlink_unsync_page(kvm, sp)", "pass")],
         CHURN,
     ),
 ]

@@ -15,10 +15,11 @@ from shadowvm.kvm.notifier import KvmMmuNotifier
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
 from shadowvm.mm.mm_struct import exit_mmap
+from shadowvm.params import parse_kvm_params
 from tests.guest_run import Result, config_for, run_checked
 from tests.lab import bugs
 from tests.lab.broken import break_functions, replace_function
-from tests.lab.bugs import MM_BUGS, MMU_BUGS, NOTIFIER_BUGS, SMP_BUGS, Bug, Guest
+from tests.lab.bugs import MM_BUGS, MMU_BUGS, NOTIFIER_BUGS, SMP_BUGS, UNSYNC_BUGS, Bug, Guest
 from tests.lab.race import PageoutRace
 from tests.tiny import EXIT, write_tiny
 
@@ -30,7 +31,13 @@ def run_guest(guest: Guest, directory: Path) -> Result:
     name = write_tiny(directory, guest.source) if guest.source else guest.name
     least = MIN_HOST_MEMORY + VCPU_HOST_MEMORY * (guest.smp - 1)
     config = config_for(
-        name, guest.append, host_memory=least, seed=guest.seed, smp=guest.smp, timeout_instructions=20_000_000
+        name,
+        guest.append,
+        kvm_params=parse_kvm_params([guest.kvm] if guest.kvm else []),
+        host_memory=least,
+        seed=guest.seed,
+        smp=guest.smp,
+        timeout_instructions=20_000_000,
     )
     return run_checked(config, _racer(guest.race))
 
@@ -62,7 +69,7 @@ def _name(bug: Bug) -> str:
     return f"{bug.name}{', blind for ' + bug.blind if bug.blind else ''} ({bug.guest.name} {bug.guest.race})"
 
 
-@pytest.mark.parametrize("bug", NOTIFIER_BUGS + MMU_BUGS + SMP_BUGS + MM_BUGS, ids=_name)
+@pytest.mark.parametrize("bug", NOTIFIER_BUGS + MMU_BUGS + UNSYNC_BUGS + SMP_BUGS + MM_BUGS, ids=_name)
 def test_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     break_functions(monkeypatch, bug.edits)
     if bug.blind:
@@ -71,7 +78,9 @@ def test_bug_is_found(bug: Bug, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert verdict(result) in bug.laws.split(), result.report[:600] or result.outcome
 
 
-@pytest.mark.parametrize("guest", GUESTS, ids=lambda guest: f"{guest.name} {guest.race or guest.seed} {guest.smp}")
+@pytest.mark.parametrize(
+    "guest", GUESTS, ids=lambda each: f"{each.name} {each.race or each.seed} {each.smp} {each.kvm}"
+)
 def test_unbroken_run_is_clean(guest: Guest, tmp_path: Path) -> None:
     result = run_guest(guest, tmp_path)
     assert result.report == ""

@@ -63,6 +63,8 @@ from .spte import (
     RetPf,
     make_spte,
 )
+from .sync import mmu_sync_children
+from .unsync import mmu_try_to_unsync_pages
 
 if TYPE_CHECKING:
     from ..memslot import MemSlot
@@ -337,6 +339,8 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
             parent = leaf_level if direct else level + 1
             if gpte_changed(vcpu, parent) or (not direct and gpte_changed(vcpu, level)):
                 return RET_PF_RETRY
+            if child.unsync_children and not mmu_sync_children(vcpu, child):
+                return RET_PF_RETRY
             link_shadow_page(kvm, sptep, child)
         child.write_flooding_count = 0
         sp = child
@@ -405,7 +409,10 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
         drop_spte(kvm, sptep)
         kvm.flush_remote_tlbs()
         old = 0
-    spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable, vcpu.walker.pkey) | kvm.tdp_ad_bits
+    access = fault.access
+    if access & ACC_WRITE_MASK and gfn in kvm.page_hash and not mmu_try_to_unsync_pages(kvm, fault.slot, gfn):
+        access &= ~ACC_WRITE_MASK
+    spte = make_spte(fault.slot, access, gfn, pfn, fault.map_writable, vcpu.walker.pkey) | kvm.tdp_ad_bits
     wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
     if spte == old:
         return RET_PF_WRITE_PROTECTED if wrprot else RET_PF_SPURIOUS

@@ -1,7 +1,8 @@
-"""Write tracking: guest frames that hold shadowed page tables are never writable to the guest (page_track.c).
+"""Write tracking: guest frames that hold shadowed page tables are not writable to the guest (page_track.c).
 
-The first shadow page of a gfn takes write access from every spte that maps it; the fault that a later store takes
-is emulated, and what it changed is zapped (pte_write.py) before the guest can use it.
+A new shadow page of a gfn takes write access from every spte that maps it; the fault that a later store takes
+is emulated, and what it changed is zapped (pte_write.py) before the guest can use it. Leaf tables are write-protected
+only, and at the first store made writable again (unsync.py), unless the knob `unsync` is off.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
 
 def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
-    """Track the gfn of a new shadow page and write-protect it."""
+    """Write-protect the gfn of a new shadow page, and track it."""
     slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(sp.gfn)
     if slot is None:
         return
-    kvm_slot_page_track_add_page(slot, sp.gfn)
+    if sp.level > 1 or not kvm.params.unsync:
+        kvm_slot_page_track_add_page(slot, sp.gfn)
     if rmap_write_protect(kvm, slot, sp.gfn):
         kvm.flush_remote_tlbs()
 
@@ -32,7 +34,7 @@ def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
 def unaccount_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
     """Stop tracking for one shadow page."""
     slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(sp.gfn)
-    if slot is not None:
+    if slot is not None and (sp.level > 1 or not kvm.params.unsync):
         kvm_slot_page_track_remove_page(slot, sp.gfn)
 
 

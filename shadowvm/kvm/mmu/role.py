@@ -20,6 +20,18 @@ ROLE_LEVEL = 15 << _LEVEL
 ROLE_CR0_WP, ROLE_A20_CLOSED = 1 << _CR0_WP, 1 << _A20_CLOSED
 ROLE_SMM_SHIFT = _SMM
 """Nothing lies above: a role shifted by this is the address space that it belongs to."""
+CPU_ROLE_MASK = (
+    1 << _EFER_NX
+    | 1 << _CR0_WP
+    | 1 << _SMEP_ANDNOT_WP
+    | 1 << _SMAP_ANDNOT_WP
+    | 1 << _HAS_4_BYTE_GPTE
+    | 1 << _CR4_PSE
+    | 1 << _PKE_ANDNOT_WP
+    | 1 << _A20_CLOSED
+    | 1 << _SMM
+)
+"""What a role has from the CPU."""
 A20_GFN_MASK = ~(1 << 8)
 """What the closed A20 gate leaves of a guest frame number."""
 
@@ -109,6 +121,11 @@ def unpack_role(role: int) -> Role:
         bool(role >> _AD_DISABLED & 1),
         bool(role >> _SMM & 1),
     )
+
+
+def role_level(role: int) -> int:
+    """The level in a packed role."""
+    return role >> _LEVEL & 15
 
 
 def role_text(role: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import PAGE_SHIFT, Gfn, Hpa
-from ...cpu.mailbox import ROOT
+from ...cpu.mailbox import KEY_CR3, ROOT
 from ...mm.page_alloc import Page, put_page
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
 from .paging_mode import TRAITS, PagingMode
@@ -25,6 +25,7 @@ from .shadow import (
     mmu_topup_memory_caches,
 )
 from .spte import RetPf, make_nonleaf_spte
+from .sync import kvm_mmu_sync_roots
 from .tdp_mmu import TDP_ROOT_LEVEL, kvm_tdp_mmu_alloc_root, kvm_tdp_mmu_put_root
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def kvm_mmu_load(vcpu: Vcpu) -> RetPf:
         vcpu.engine.load_root(root.hpa, vcpu.cr3, vcpu.cr0, vcpu.cr4, vcpu.efer, root.level)
         _drop_unreferenced(vcpu)
     kvm.mmu_lock.release()
+    kvm_mmu_sync_roots(vcpu, vcpu.root)
     return RetPf.CONTINUE
 
 
@@ -193,6 +195,17 @@ def free_obsolete_roots(vcpu: Vcpu) -> None:
     """kvm_mmu_free_obsolete_roots(): drop all if one is obsolete; the others are found again in the hash."""
     if any(is_obsolete_root(vcpu.kvm, root) for root in vcpu.roots):
         kvm_mmu_free_roots(vcpu)
+
+
+def root_of_cr3(vcpu: Vcpu, cr3: int) -> Root | None:
+    """The root that the engine has for this CR3, with all else as it is; None if the next access exits for one."""
+    engine = vcpu.engine
+    if engine.box[KEY_CR3] == cr3:
+        return vcpu.root
+    for kept_cr3, hpa in engine.kept_roots():
+        if kept_cr3 == cr3:
+            return find_root(vcpu, hpa)
+    return None
 
 
 def find_root(vcpu: Vcpu, hpa: int) -> Root:

@@ -16,8 +16,10 @@ from ...mm.page_alloc import put_page
 from ...x86 import PT_PAGE_SIZE
 from .page_track import account_shadowed, unaccount_shadowed
 from .rmap import drop_spte
-from .role import role_text, unpack_role
+from .role import role_level, role_text, unpack_role
 from .spte import SPTE_MMIO, SPTE_MMU_PRESENT, make_nonleaf_spte, mmu_spte_clear, mmu_spte_set, spte_pfn
+from .sync_spte import kvm_sync_page
+from .unsync import clear_unsync_child_bit, kvm_unlink_unsync_page, mark_unsync, mmu_unsync_walk
 
 if TYPE_CHECKING:
     from ...mm.page_alloc import Page
@@ -39,7 +41,8 @@ class KvmMmuPage:
     is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
     mmu_valid_gen: the VM's when it was made; see zap_all.py. nx_huge_page_disallowed: it stands where a large spte
     would, because the guest executes there; see nx_huge_page.py. scheduled_to_zap: a root of the TDP MMU that is
-    invalid and not empty yet.
+    invalid and not empty yet. unsync: see unsync.py; unsync_child_bitmap has a bit for each entry behind which there is
+    an unsync page, unsync_children counts them.
     """
 
     __slots__ = (
@@ -59,6 +62,9 @@ class KvmMmuPage:
         "role",
         "root_count",
         "scheduled_to_zap",
+        "unsync",
+        "unsync_child_bitmap",
+        "unsync_children",
         "write_flooding_count",
     )
 
@@ -80,7 +86,8 @@ class KvmMmuPage:
         self.mmu_valid_gen = mmu_valid_gen
         self.write_flooding_count = 0
         self.nx_huge_page_disallowed = False
-        self.invalid = self.scheduled_to_zap = False
+        self.invalid = self.scheduled_to_zap = self.unsync = False
+        self.unsync_children = self.unsync_child_bitmap = 0
 
     def gfn_of(self, index: int) -> Gfn:
         """The guest frame that entry `index` maps or begins at: kvm_mmu_page_get_gfn()."""
@@ -103,17 +110,41 @@ def mmu_topup_memory_caches(vcpu: Vcpu) -> bool:
 
 def kvm_mmu_get_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> tuple[KvmMmuPage, bool]:
     """The shadow page of (gfn, role), and whether it was made just now."""
+    sp = _find_shadow_page(vcpu, gfn, role)
+    created = sp is None
+    if sp is None:
+        sp = _alloc_shadow_page(vcpu, gfn, role)
+    if events.kvm_mmu_get_page.on:
+        events.kvm_mmu_get_page(sp.mmu_valid_gen, gfn, role_text(role), sp.root_count, sp.unsync, created)
+    return sp, created
+
+
+def _find_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage | None:
+    """kvm_mmu_find_shadow_page(): what is found is up to date, though it may stay unsync.
+
+    Where an upper level is asked for the guest has probably done with its leaf table; an unsync page of it goes, since
+    the guest may not write the table any more.
+    """
     kvm = vcpu.kvm
+    found = None
     for sp in kvm.page_hash.get(gfn, ()):
         if sp.role == role and not is_obsolete_sp(kvm, sp):
-            created = False
-            break
-    else:
-        sp = _alloc_shadow_page(vcpu, gfn, role)
-        created = True
-    if events.kvm_mmu_get_page.on:
-        events.kvm_mmu_get_page(sp.mmu_valid_gen, gfn, role_text(role), sp.root_count, False, created)
-    return sp, created
+            found = sp
+    if not kvm.stat.mmu_unsync:
+        return found
+    invalid_list: list[KvmMmuPage] = []
+    if role_level(role) > 1:
+        for sp in [each for each in kvm.page_hash.get(gfn, ()) if each.unsync]:
+            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
+    elif found is not None and found.unsync:
+        flush = kvm_sync_page(vcpu, found)
+        if flush < 0:
+            kvm_mmu_prepare_zap_page(kvm, found, invalid_list)
+            found = None
+        elif flush:
+            kvm.flush_remote_tlbs()
+    kvm_mmu_commit_zap_page(kvm, invalid_list)
+    return found
 
 
 def is_obsolete_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
@@ -142,6 +173,8 @@ def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
 def link_shadow_page(kvm: Kvm, sptep: int, sp: KvmMmuPage) -> None:
     """Point an empty entry at a lower shadow page."""
     sp.parent_ptes[sptep] = None
+    if sp.unsync or sp.unsync_children:
+        mark_unsync(kvm, sptep)
     mmu_spte_set(kvm, sptep, make_nonleaf_spte(sp.pfn))
 
 
@@ -159,6 +192,7 @@ def mmu_page_zap_pte(kvm: Kvm, sp: KvmMmuPage, index: int) -> bool:
         child = kvm.sp_by_pfn[spte_pfn(spte)]
         del child.parent_ptes[sptep]
         kvm.link_generation += 1
+        clear_unsync_child_bit(sp, index)
         mmu_spte_clear(kvm, sptep)
     return True
 
@@ -170,17 +204,23 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     """
     kvm.mmu_lock.assert_held_write()
     if events.kvm_mmu_prepare_zap_page.on:
-        events.kvm_mmu_prepare_zap_page(sp.mmu_valid_gen, sp.gfn, role_text(sp.role), sp.root_count, False)
+        events.kvm_mmu_prepare_zap_page(sp.mmu_valid_gen, sp.gfn, role_text(sp.role), sp.root_count, sp.unsync)
     if sp.invalid:
         return False
     kvm.stat.mmu_shadow_zapped += 1
+    if sp.unsync_children:
+        for child in mmu_unsync_walk(kvm, sp):
+            kvm_mmu_prepare_zap_page(kvm, child, invalid_list)
     # Not numpy, which would cost every start 10 MiB and half of its time.
     for index in [i for i, entry in enumerate(kvm.q[sp.q : sp.q + 512].tolist()) if entry]:
         mmu_page_zap_pte(kvm, sp, index)
     kvm.link_generation += 1
     for sptep in sp.parent_ptes:
+        clear_unsync_child_bit(kvm.sp_by_pfn[sptep >> 9], sptep & 511)
         mmu_spte_clear(kvm, sptep)
     sp.parent_ptes.clear()
+    if sp.unsync:
+        kvm_unlink_unsync_page(kvm, sp)
     if not sp.direct:
         unaccount_shadowed(kvm, sp)
     del kvm.active_mmu_pages[sp.pfn]

@@ -74,15 +74,15 @@ RET_PF_EMULATE, RET_PF_INVALID = RetPf.EMULATE, RetPf.INVALID
 
 
 def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool, pkey: int = 0) -> int:
-    """A present leaf entry with `access`, less what the host pte or the shadowing of `gfn` forbids.
+    """A present leaf entry with `access`, less what the host pte forbids.
 
     `pkey`: the PT_PKEY_MASK bits of the guest's leaf; the CPU compares them with PKRU at each fill.
-    A gfn that backs a shadow page never gets a writable spte (mmu_try_to_unsync_pages refuses).
+    Whether the shadowing of `gfn` allows stores is the caller's to find out (mmu_try_to_unsync_pages).
     """
     bits = _LEAF | access & ACC_USER_MASK | pkey
     if host_writable:
         bits |= SPTE_HOST_WRITABLE
-        if access & ACC_WRITE_MASK and gfn not in slot.gfn_write_track:
+        if access & ACC_WRITE_MASK:
             bits |= _WRITABLE
     return pfn << 12 | bits if access & ACC_EXEC_MASK else pfn << 12 | bits | PT_NX
 

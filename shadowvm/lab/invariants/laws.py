@@ -122,7 +122,24 @@ _ALL = (
         BOTH,
     ),
     Law("I24", "legal (host-writable, mmu-writable, W) are 111, 110, 100, 000", "sptes", BOTH),
-    Law("I25", "no writable spte exists for a gfn that is shadowed", "sptes, write tracking", BOTH),
+    Law(
+        "I25",
+        "no writable spte exists for a gfn that is shadowed, unless by unsync leaf tables only",
+        "sptes, write tracking",
+        BOTH,
+    ),
+    Law(
+        "I26",
+        "a page is unsync before the guest may write it, all pages above it know, and every flush exits meanwhile",
+        "unsync pages, intercepts",
+        BOTH,
+    ),
+    Law(
+        "I27",
+        "after a flush, or below a new link, no spte that the guest's tables contradict is left",
+        "sptes, guest tables",
+        EVENTS,
+    ),
     Law(
         "I30",
         "a page that was written since its dirty bit was cleared is in the next harvest",

@@ -11,6 +11,7 @@ from ...events import (
     kvm_emulate_insn,
     kvm_mmu_seq_sample,
     kvm_page_fault,
+    lock_acquired,
     lock_release,
     mmu_notifier_invalidate_range_end,
     mmu_notifier_invalidate_range_failed,
@@ -18,7 +19,7 @@ from ...events import (
     mmu_notifier_release,
     spte_change,
 )
-from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
+from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...mm.gup import host_pte
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
 from .rules import Handler, Rules
@@ -51,7 +52,7 @@ class NotifierRules(Rules):
         self._range_of: dict[Task, MmuNotifierRange] = {}
         self._begun: set[int] = set()
         self._released = False
-        self._clock = 0
+        self._clock = self._locked_at = 0
         self._sampled: dict[Task, tuple[int, int, Gfn]] = {}
         self._read_at: dict[Task, tuple[int, int]] = {}
         self._last_seq = self.kvm.mmu_invalidate_seq
@@ -73,6 +74,7 @@ class NotifierRules(Rules):
             get_user_page: self._on_get_user_page,
             kvm_page_fault: self._on_page_fault,
             kvm_emulate_insn: self._on_emulate_insn,
+            lock_acquired: self._on_lock_acquired,
             lock_release: self._on_lock_release,
         }
 
@@ -213,12 +215,13 @@ class NotifierRules(Rules):
         return self.sanitizer.machine.sched.current
 
     def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
+        """An spte that was HOST_WRITABLE may get W without another look at the host, which would have zapped it."""
         sptep = hpa >> 3
         leaf = self.shadow.leaves.get(sptep)
         self._fruitless.clear()
         if leaf is None or not new & SPTE_MMU_PRESENT:
             return
-        widened = not old & SPTE_MMU_PRESENT or (new & SPTE_MMU_WRITABLE and not old & SPTE_MMU_WRITABLE)
+        widened = not old & SPTE_MMU_PRESENT or (new & ~old & SPTE_MMU_WRITABLE and not old & SPTE_HOST_WRITABLE)
         if widened:
             self._check_install(leaf.gfn, new)
 
@@ -233,7 +236,8 @@ class NotifierRules(Rules):
                 self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
         sampled = self._sampled.get(self._task())
         if sampled is None or sampled[2] != gfn:
-            self.sanitizer.fail("I10", what, "no sequence was sampled for it")
+            if not self._looked_up_under_lock(vpn):
+                self.sanitizer.fail("I10", what, "no sequence was sampled for it")
             return
         sampled_at, seq, _ = sampled
         read_vpn, read_at = self._read_at.get(self._task(), (-1, 0))
@@ -241,6 +245,16 @@ class NotifierRules(Rules):
             self.sanitizer.fail("I10", f"{what}: its frame was looked up first", "the sequence was sampled after that")
         if seq != self.kvm.mmu_invalidate_seq:
             self.sanitizer.fail("I10", f"{what} with sequence {seq}", f"it is {self.kvm.mmu_invalidate_seq} by now")
+
+    def _looked_up_under_lock(self, vpn: int) -> bool:
+        """A prefetch needs no sequence: it looks at the host and maps in one critical section, with nothing open."""
+        read_vpn, read_at = self._read_at.get(self._task(), (-1, 0))
+        return read_vpn == vpn and read_at > self._locked_at and not self.kvm.mmu_invalidate_in_progress
+
+    def _on_lock_acquired(self, lock: Any) -> None:
+        if lock is self.kvm.mmu_lock:
+            self._clock += 1
+            self._locked_at = self._clock
 
     def _on_page_fault(self, vcpu_id: int, rip: int, gva: int, error_code: int) -> None:
         fault = (rip, gva, error_code)

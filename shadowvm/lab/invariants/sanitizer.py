@@ -31,6 +31,7 @@ from .notifier import NotifierRules
 from .rules import Handler, KvmSubject, Rules, Subject
 from .shadow import ShadowRules
 from .tlb import TlbRules
+from .unsync import UnsyncRules
 
 if TYPE_CHECKING:
     from ...kvm.vm import Kvm
@@ -47,6 +48,7 @@ GROUPS: tuple[type[Rules], ...] = (
     AgeingRules,
     SlotRules,
     MmioRules,
+    UnsyncRules,
 )
 """Who looks after which laws, besides ShadowRules, whose books the others use."""
 

@@ -157,7 +157,7 @@ class ShadowRules(Rules):
         if spte & _TRIPLE not in _LEGAL_TRIPLES:
             self.fail("I24", where, f"host-writable, mmu-writable, W are {spte & _TRIPLE:#x}")
         self._check_host_side(leaf, where)
-        if widened:
+        if widened and not (sp.unsync and len(self.kvm.vcpus) > 1):
             self._check_rights(sp, sptep & 511, spte, where)
 
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
@@ -198,6 +198,8 @@ class ShadowRules(Rules):
 
     def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
         """Inductive: a page's access is checked where it is linked, so the last entry is enough here."""
+        if sp.mmu_valid_gen != self.kvm.mmu_valid_gen:
+            return  # nobody walks it any more
         if sp.direct:
             allowed = sp.access
             expected = Gfn(sp.gfn + index & (A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1))
@@ -286,7 +288,10 @@ class ShadowRules(Rules):
             self.fail("I21", f"rmap of gfn {gfn:#x}: {[hex(e * 8) for e in entries]}", f"present leaves: {mine}")
 
     def _is_shadowed(self, gfn: Gfn) -> bool:
-        return any(sp.gfn == gfn and not sp.direct and not sp.invalid for sp in self.kvm.sp_by_pfn.values())
+        return any(sp.gfn == gfn and self._shadows(sp) and not sp.unsync for sp in self.kvm.sp_by_pfn.values())
+
+    def _shadows(self, sp: KvmMmuPage) -> bool:
+        return not sp.direct and not sp.invalid and sp.mmu_valid_gen == self.kvm.mmu_valid_gen
 
     def _check_not_writable(self, gfn: Gfn) -> None:
         for sptep in self.by_gfn.get(gfn, ()):
@@ -314,11 +319,11 @@ class ShadowRules(Rules):
 
     def _on_exit(self, *_: Any) -> None:
         self._exits += 1
-        if self._exits >= SWEEP_EVERY and self.kvm.mmu_lock.owner is None and not self._store_under_way():
+        if self._exits >= SWEEP_EVERY and self.kvm.mmu_lock.owner is None and not self.store_under_way():
             self._exits = 0
             self.sweep()
 
-    def _store_under_way(self) -> bool:
+    def store_under_way(self) -> bool:
         """Another vCPU has a page table open for a store, and may be between the store and its zap."""
         return any(vcpu.engine.box[WINDOWS_OPEN] for vcpu in self.kvm.vcpus)
 
@@ -335,7 +340,8 @@ class ShadowRules(Rules):
                 leaf = self.leaves.get(sp.q + index)
                 if leaf is None or leaf.pfn != spte_pfn(spte):
                     self.fail("I35", f"spte {spte:#x} at {(sp.q + index) * 8:#x}", f"the books have {leaf}")
-                self._check_rights(sp, index, spte, f"spte {spte:#x}, gfn {sp.gfn_of(index):#x}")
+                if not sp.unsync:
+                    self._check_rights(sp, index, spte, f"spte {spte:#x}, gfn {sp.gfn_of(index):#x}")
         if found != len(self.leaves):
             self.fail("I35", f"{found} leaves in the tables", f"{len(self.leaves)} in the books")
         self._check_tracking()
@@ -348,7 +354,9 @@ class ShadowRules(Rules):
 
     def _check_tracking(self) -> None:
         """As many counts of write tracking as shadow pages of guest tables: one too many blocks a page for good."""
-        shadowing = Counter(sp.gfn for sp in self.kvm.sp_by_pfn.values() if not sp.direct and not sp.invalid)
+        least = 2 if self.kvm.params.unsync else 1
+        pages = [sp for sp in self.kvm.sp_by_pfn.values() if not sp.direct and not sp.invalid and sp.level >= least]
+        shadowing = Counter(sp.gfn for sp in pages)
         for slot in self.kvm.memslots.slots:
             for gfn, count in slot.gfn_write_track.items():
                 if count != shadowing[gfn]:

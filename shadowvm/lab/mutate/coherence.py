@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...kvm import emulate
 from ...kvm.mmu import page_fault
+from ...params import KvmParams
 from .guest import PAGE, Code
 from .mutation import Mutation
 from .patch import Edit
 from .scenario import Scenario
 from .shadow import TABLE_IN_USE
+
+TABLE_TRACKED = replace(TABLE_IN_USE, config={"kvm_params": KvmParams(unsync=0)})
+"""Without unsync pages a leaf table is tracked as the others are."""
 
 MUTATIONS = (
     Mutation(
@@ -17,7 +23,7 @@ MUTATIONS = (
         "a store to a guest page table leaves the spte behind it as it was",
         ("I22", "I23"),
         (Edit(emulate._track_writes, "_changes(window, after)", "()"),),
-        TABLE_IN_USE,
+        TABLE_TRACKED,
     ),
     Mutation(
         "pfn-changed-in-place",
@@ -28,7 +34,7 @@ MUTATIONS = (
             Edit(emulate._track_writes, "_changes(window, after)", "()"),
             Edit(page_fault.mmu_set_spte, "        drop_spte(kvm, sptep)\n", ""),
         ),
-        TABLE_IN_USE,
+        TABLE_TRACKED,
     ),
     Mutation(
         "zero-page-never-put",

@@ -94,7 +94,7 @@ def test_pages_go_in_batches_and_come_back_in_the_next_generation(tmp_path: Path
 @pytest.mark.parametrize(
     ("edits", "law"),
     [
-        ([(shadow.kvm_mmu_get_shadow_page, "is_obsolete_sp(kvm, sp)", "sp.invalid")], "I34"),
+        ([(shadow._find_shadow_page, "is_obsolete_sp(kvm, sp)", "sp.invalid")], "I34"),
         ([(zap_all.kvm_mmu_zap_all_fast, REQUEST, "pass"), (shadow.kvm_mmu_prepare_zap_page, REQUEST, "pass")], "I18"),
     ],
 )

@@ -17,7 +17,7 @@ SHADOWED = f"mov qword [{EXTRA:#x}], 0x400063\nmov qword [0xb018], {EXTRA | 0x23
 @pytest.mark.parametrize("zap_all", [0, 1])
 def test_sptes_of_other_slots_stay_unless_all_go(zap_all: int, tmp_path: Path) -> None:
     source = f"{TOUCH}{SHADOWED}mov eax, [0x600000]\nmov dword [0x7904], 1\n{WAIT.format(7)}xor eax, eax\n{EXIT}"
-    machine = machine_for(tmp_path, source, kvm_params=KvmParams(slot_zap_all=zap_all))
+    machine = machine_for(tmp_path, source, kvm_params=KvmParams(slot_zap_all=zap_all, unsync=0))
     hva = add(machine)
     kvm = machine.kvm
     left: list[tuple[int, int]] = []

@@ -131,6 +131,7 @@ STATE: list[tuple[str, Callable[[Machine], object]]] = [
     ("I23", lambda m: set_spte(m, lambda spte: spte ^ PT_USER)),
     ("I24", lambda m: set_spte(m, lambda spte: spte & ~SPTE_MMU_WRITABLE)),
     ("I25", shadow_a_writable_page),
+    ("I26", lambda m: setattr(m.kvm.stat, "mmu_unsync", m.kvm.stat.mmu_unsync + 1)),
     ("I32", deny_memory),
     ("I34", drop_slots),
     ("I35", lambda m: setattr(m.kvm.stat, "pages_4k", m.kvm.stat.pages_4k + 1)),
