@@ -52,7 +52,7 @@ class FrameRules(Rules):
         self.host = machine.host
         self.ram = machine.ram
         self._free: set[Pfn] = {page.pfn for page in self.host.zone.free_list}
-        self._written = self._read_all_slots()
+        self._written = self._read_all_slots() if "SWAP" in sanitizer.laws else {}
         self._slot_of: dict[Pfn, int] = {}
         self._unlinked: set[Pfn] = set()
 

@@ -7,6 +7,7 @@ with it. Guest tables are read through the host page tables without touching the
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ class ShadowRules(Rules):
             return  # nobody walks it any more
         if sp.direct:
             allowed = sp.access
-            expected = Gfn(sp.gfn + index & (A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1))
+            expected = Gfn(sp.gfn + index & (A20_GFN_MASK if a20_closed(sp.role) else -1))
             pkey = sp.pkey
         else:
             gpte = self.guest_entry(sp, index)
@@ -240,7 +241,7 @@ class ShadowRules(Rules):
         if child.level != sp.level - 1 or sptep not in child.parent_ptes:
             self.fail("I22", where, f"the page is of level {child.level} and has parents {list(child.parent_ptes)}")
         if sp.direct:
-            mask = A20_GFN_MASK if unpack_role(sp.role).a20_closed else -1
+            mask = A20_GFN_MASK if a20_closed(sp.role) else -1
             if (child.gfn ^ sp.gfn_of(sptep & 511)) & mask:
                 self.fail("I22", f"{where} shadows gfn {child.gfn:#x}", f"its parent's gfn is {sp.gfn:#x}")
             return
@@ -367,6 +368,12 @@ def widens(old: int, new: int) -> bool:
     """Whether a present entry allows something that the one before did not."""
     gained = new & ~old & (PT_WRITABLE | SPTE_MMU_WRITABLE | PT_USER)
     return not old & SPTE_MMU_PRESENT or bool(gained or old & ~new & PT_NX)
+
+
+@cache
+def a20_closed(role: int) -> bool:
+    """Whether a shadow page was made while A20 was closed."""
+    return unpack_role(role).a20_closed
 
 
 def entry_access(gpte: int) -> int:
