@@ -160,7 +160,9 @@ def main(args: argparse.Namespace) -> int:
         if report is not None:
             report.write(json.dumps(results, indent=2) + "\n")
             report.flush()
-    _summary(machine, outcome, results)
+    partial_check = check is not None and not check.hears_everything
+    checked = listeners.sanitizer.coverage() if partial_check and listeners.sanitizer is not None else ""
+    _summary(machine, outcome, results, checked)
     return outcome.status
 
 
@@ -276,7 +278,7 @@ def _tlb_stats(machine: Machine) -> dict[str, int]:
     }
 
 
-def _summary(machine: Machine, outcome: Outcome, results: dict[str, Any]) -> None:
+def _summary(machine: Machine, outcome: Outcome, results: dict[str, Any], checked: str) -> None:
     kvm, vmstat = results["kvm"], results["vmstat"]
     count = f"{results['instructions']} instructions, " if machine.config.icount else ""
     lines = [
@@ -286,6 +288,7 @@ def _summary(machine: Machine, outcome: Outcome, results: dict[str, Any]) -> Non
         f"{kvm['pf_guest']} guest #PF, {kvm['remote_tlb_flush']} TLB flushes",
         f"  {vmstat['pgfault']} host faults ({vmstat['pgmajfault']} major), "
         f"{vmstat['pswpout']} pages swapped out, {vmstat['pswpin']} in",
+        *([f"  checked: {checked}"] if checked else []),
         *results["violations"],
     ]
     print("\n".join(lines), file=sys.stderr)

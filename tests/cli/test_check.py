@@ -48,6 +48,27 @@ def test_a_partial_check_changes_nothing_but_the_digest(capfd: Capture, tmp_path
     whole, part = results
     assert "events_sha256" in whole
     assert "events_sha256" not in part
+    assert "  checked: " in capfd.readouterr().err
     assert part["kvm"] == whole["kvm"]
     assert part["vmstat"] == whole["vmstat"]
     assert part["violations"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--check-laws", "i22,I1"), "  checked: I1,I22 at every transition\n"),
+        (
+            ("--check-laws", "I22,I10", "--check-every", "9"),
+            "  checked: I22 at each 9. exit; I10 at every transition\n",
+        ),
+    ],
+)
+def test_a_partial_check_says_what_it_has_seen(capfd: Capture, flags: tuple[str, ...], text: str) -> None:
+    assert main(("run", "hello", *flags)) == 0
+    assert text in capfd.readouterr().err
+
+
+def test_a_whole_check_says_nothing_more(capfd: Capture) -> None:
+    assert main(("run", "hello", "--check")) == 0
+    assert "checked" not in capfd.readouterr().err

@@ -98,6 +98,14 @@ class Sanitizer:
         """
         _validate(self.machine, frozenset(laws) or self.by_state, self.history)
 
+    def coverage(self) -> str:
+        """Which laws were checked, and how, for people."""
+        if self.laws == ALL:
+            return "every law at every transition"
+        followed = [f"{describe(self.laws)} at every transition"] if self.laws else []
+        sampled = [f"{describe(self.by_state)} at each {self.every}. exit"] if self.every and self.by_state else []
+        return "; ".join(sampled + followed)
+
     def finish(self) -> None:
         """Check what must hold when the run has ended and the host was taken down."""
         for group in self.rules:

@@ -6,14 +6,15 @@ from functools import partial
 
 from ...addr import PAGE_SIZE, Hva
 from ...api import Vm
-from ...config import MIB
-from ...events import host_pte_change, kvm_faultin_pfn
+from ...events import host_pte_change, kvm_faultin_pfn, lock_release
 from ...kvm import notifier
 from ...kvm.mmu import page_fault
 from ...machine import Machine
-from ...mm import fault, mmu_notifier
+from ...mm import fault, mm_struct, mmu_notifier, pgtable
 from ...mm.mm_struct import exit_mmap
 from ...mm.mmu_notifier import MmuNotifier, MmuNotifierEvent, MmuNotifierRange, mmu_notifier_register
+from ...mm.uaccess import read_user_u64
+from ...sync import Lock
 from . import host
 from .guest import PAGE, Code
 from .mutation import Mutation
@@ -23,9 +24,10 @@ from .scenario import Meanwhile, Scenario
 START = notifier.KvmMmuNotifier.invalidate_range_start
 END = notifier.KvmMmuNotifier.invalidate_range_end
 FLUSH = "kvm.flush_remote_tlbs()"
+OTHER = PAGE + 0x100000
 
 
-def _store_then(*actions: str) -> Code:
+def _store_then() -> Code:
     """Write a page, let the host act, and write it again."""
     return Code().store(PAGE, 7).host(0).store(PAGE, 8).expect(PAGE, 8).exit()
 
@@ -78,18 +80,38 @@ def _seq_near_2_31(machine: Machine) -> None:
     machine.kvm.mmu_invalidate_seq = (1 << 31) - 1
 
 
-def _other_pages_out(machine: Machine) -> None:
-    for page in range(4):
-        host.page_out(machine, PAGE + 0x10000 + page * 0x1000)
+def _has_begun(machine: Machine, lock: Lock) -> bool:
+    """mmu_lock is dropped by the first of two invalidations, which has yet to change its pte."""
+    return lock is machine.kvm.mmu_lock and machine.kvm.mmu_invalidate_in_progress == 1
 
 
-def _drop_two(machine: Machine) -> None:
-    """Two invalidations at once: the second ends while the first is open."""
-    task = machine.sched.spawn("other", partial(host.drop, machine, PAGE + 0x100000))
-    host.drop(machine, PAGE)
-    while not task.glet.dead:
-        machine.sched.preempt()
+TWO_AT_ONCE = Scenario(
+    Code().store(PAGE, 7).store(OTHER, 8).host(0).expect(PAGE, 0).expect(OTHER, 0).exit(),
+    actions=(partial(host.drop, gpa=PAGE),),
+    actors=(Meanwhile(lock_release, partial(host.drop, gpa=OTHER), when=_has_begun),),
+)
+"""Another page is dropped, from start to end, while the invalidation of the first is open."""
 
+
+def _read(machine: Machine) -> None:
+    """The kernel reads the page through its own mapping, and its TLB has it again."""
+    read_user_u64(machine.mm, host.hva_of(machine, PAGE))
+
+
+REFRESHED = Scenario(
+    Code().store(PAGE, 7).host(0).store(PAGE, 8).expect(PAGE, 8).exit(),
+    actions=(partial(host.page_out, gpa=PAGE),),
+    actors=(Meanwhile(lock_release, _read, when=_has_begun),),
+)
+"""Between range_start and the change of the pte the kernel reads the page."""
+
+PROTECTED = Scenario(
+    Code().store(PAGE, 7).host(0).load(PAGE).host(1).store(PAGE, 8).expect(PAGE, 8).exit(),
+    actions=(partial(host.protect, gpa=PAGE), partial(host.protect, gpa=PAGE, writable=True)),
+)
+
+READ_THEN_WRITTEN = Scenario(Code().load(PAGE).store(PAGE, 7).expect(PAGE, 7).exit())
+"""The guest's first access maps the page of zeros, its second copies it."""
 
 MUTATIONS = (
     Mutation(
@@ -129,7 +151,41 @@ MUTATIONS = (
                 "    mmu_notifier_invalidate_range_start(range_); mmu_notifier_invalidate_range_end(range_)\n",
             ),
         ),
-        Scenario(Code().load(PAGE).store(PAGE, 7).expect(PAGE, 7).exit()),
+        READ_THEN_WRITTEN,
+    ),
+    Mutation(
+        "pte-replaced-in-place",
+        "",
+        "copy on write replaces a present pte: some readers have the new page while others have the old one",
+        ("I5",),
+        (Edit(fault._wp_page_copy, "        ptep_clear_flush(mm, vpn, index)\n", ""),),
+        READ_THEN_WRITTEN,
+    ),
+    Mutation(
+        "mprotect-not-bracketed",
+        "cddb8a5c14aa",
+        "mprotect() tells no secondary MMU, and the guest goes on writing what is read-only",
+        ("I6", "I1"),
+        (
+            Edit(mm_struct.mprotect, "        mmu_notifier_invalidate_range_start(range_)\n", ""),
+            Edit(mm_struct.mprotect, "        mmu_notifier_invalidate_range_end(range_)\n", ""),
+        ),
+        PROTECTED,
+    ),
+    Mutation(
+        "cached-frame-refreshed-too-early",
+        "e649b3f0188f",
+        "a cache of translations is dropped in range_start and refilled before the pte changes: it keeps the old frame",
+        ("HOST-TLB",),
+        (
+            Swap(pgtable._flush_tlb_page, lambda mm, vpn: None),
+            Edit(
+                mmu_notifier.mmu_notifier_invalidate_range_start,
+                "    mm = range_.mm\n",
+                "    mm = range_.mm\n    mm.tlb.clear()\n    mm.tlb_w.clear()\n",
+            ),
+        ),
+        REFRESHED,
     ),
     Mutation(
         "range-end-unpaired",
@@ -231,6 +287,6 @@ MUTATIONS = (
                 "True",
             ),
         ),
-        Scenario("memtouch", "size=3M passes=2", {"host_memory": 2 * MIB, "seed": 1}),
+        TWO_AT_ONCE,
     ),
 )
