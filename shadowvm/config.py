@@ -75,6 +75,14 @@ def parse_time(text: str, what: str) -> int:
     return ns
 
 
+def parse_poison(text: str) -> tuple[int, int]:
+    """`GPA@TIME`: (gpa, ns)."""
+    match = re.fullmatch(r"(0x[0-9a-fA-F]{1,13}|[0-9]{1,15})@(.*)", text, re.ASCII)
+    if match is None:
+        raise ConfigError(f"--poison: '{text}' is not an address and a time, such as 0x400000@1ms")
+    return int(match[1], 0), parse_time(match[2], "--poison")
+
+
 def format_size(size: int) -> str:
     """A size in the largest unit that divides it."""
     for unit in "TGMK":
@@ -90,7 +98,8 @@ class MachineConfig:
     image: path of an ELF64 or a Multiboot kernel; None with bios alone. initrd: its modules, as QEMU's flag. bios: path
     of a firmware, which then starts from the reset vector. load_address: gpa of an image without headers. swap: bytes,
     0 for none; None for as much as the guest has. swap_file: file to create, or directory; None for the temporary
-    directory. swap_latency: virtual time in ns that a read from swap takes. seed: 0 is the fixed order of tasks, others
+    directory. swap_latency: virtual time in ns that a read from swap takes. poison: (gpa, ns) of each frame that fails,
+    and when. seed: 0 is the fixed order of tasks, others
     preempt at random points. timeout_instructions: of all CPUs together, 0 for no limit. icount: count instructions,
     which virtual time and several CPUs need. cpu: model and features, as QEMU's flag. serial_input: file whose bytes
     COM1 receives. smp: CPUs. quantum: shortest and longest turn of a CPU in instructions; lengths between are drawn
@@ -105,6 +114,7 @@ class MachineConfig:
     swap: int | None = None
     swap_file: str | None = None
     swap_latency: int = 0
+    poison: tuple[tuple[int, int], ...] = ()
     append: str = ""
     initrd: str = ""
     bios: str | None = None
@@ -157,6 +167,8 @@ class MachineConfig:
             raise ConfigError("--timeout-instructions needs instruction counting: drop -icount off")
         if self.swap_latency and not self.icount:
             raise ConfigError("--swap-latency passes in instructions: drop -icount off")
+        if self.poison and not self.icount:
+            raise ConfigError("--poison: virtual time passes in instructions: drop -icount off")
         if self.smp > 1 and not self.icount:
             raise ConfigError("-smp: several CPUs take turns by instructions: drop -icount off")
         if not 1 <= self.quantum[0] <= self.quantum[1] <= MAX_QUANTUM:

@@ -222,6 +222,9 @@ kvm_faultin_pfn = Tracepoint(
     "kvm", "kvm_faultin_pfn", "vcpu_id gfn pfn write", "vcpu %u gfn %x pfn %x write %d", point=True
 )
 
+# include/ras/ras_event.h
+memory_failure_event = Tracepoint("ras", "memory_failure_event", "pfn result", "pfn 0x%x: %s", point=True)
+
 # include/trace/events/kvm.h, pages that a vCPU does not wait for
 kvm_try_async_get_page = Tracepoint("kvm", "kvm_try_async_get_page", "gva gfn", "gva = 0x%x, gfn = 0x%x")
 kvm_async_pf_repeated_fault = Tracepoint("kvm", "kvm_async_pf_repeated_fault", "gva gfn", "gva = 0x%x, gfn = 0x%x")

@@ -40,6 +40,7 @@ from .kvm.memslot import KVM_MEM_READONLY
 from .kvm.mp_state import MpState
 from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
+from .mm.memory_failure import madvise_hwpoison
 from .mm.mm_struct import mprotect
 from .mm.page_io import SwapReads
 from .x86 import EFER_NX
@@ -62,6 +63,7 @@ class Reason(Enum):
     OUT_OF_MEMORY = "out-of-memory"
     SWAP_ERROR = "swap-error"
     UNBACKED_MEMORY = "unbacked-memory"
+    MEMORY_FAILURE = "memory-failure"
     INTERNAL_ERROR = "internal-error"
 
 
@@ -114,6 +116,8 @@ class Machine:
             self.sched.idle = self._idle
             if config.swap_latency:
                 self.host.swap_reads = SwapReads(self.host, self._after_swap_latency)
+            for gpa, when in config.poison:
+                self.pc.clock.at(when, partial(self._poison, Gpa(gpa)))
             undo.pop_all()
 
     def _add_rom(self, rom: Segment) -> None:
@@ -291,6 +295,19 @@ class Machine:
     def _after_swap_latency(self, done: Callable[[], None]) -> None:
         self.pc.clock.at(self.pc.clock.now() + self.config.swap_latency, done)
 
+    def _poison(self, gpa: Gpa) -> None:
+        """The frame behind a page of the guest fails. Without memory there, nothing does."""
+        slot = self.kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+        if slot is None:
+            return
+        hva = Hva(slot.vpn(Gfn(gpa >> PAGE_SHIFT)) << PAGE_SHIFT)
+
+        def fail() -> None:
+            madvise_hwpoison(self.mm, hva)
+
+        self.sched.spawn("memory_failure", fail)
+        self.sched.need_resched = True
+
     def _outcome(self, run: KvmRun) -> Outcome:
         if run.errno == ENOMEM:
             return Outcome(Reason.OUT_OF_MEMORY, 126, "host out of memory and swap")
@@ -303,6 +320,7 @@ class Machine:
             ExitReason.HLT: Reason.HALTED,
             ExitReason.SHUTDOWN: Reason.TRIPLE_FAULT,
             ExitReason.MMIO: Reason.UNBACKED_MEMORY,
+            ExitReason.MEMORY_FAULT: Reason.MEMORY_FAILURE,
         }.get(run.exit_reason, Reason.INTERNAL_ERROR)
         return Outcome(reason, 124 if reason is Reason.TIMEOUT else 127, run.text)
 

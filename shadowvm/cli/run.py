@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import MachineConfig, parse_quantum, parse_size, parse_smp, parse_time
+from ..config import MachineConfig, parse_poison, parse_quantum, parse_size, parse_smp, parse_time
 from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 from ..params import kvm_params, parse_kvm_params
@@ -68,6 +68,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
     parser.add_argument(
         "--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU; help lists them"
+    )
+    parser.add_argument(
+        "--poison", action="append", default=[], metavar="GPA@TIME", help="the frame behind GPA fails at that time"
     )
     parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
     parser.set_defaults(main=main)
@@ -124,6 +127,7 @@ def config_from_args(args: argparse.Namespace) -> MachineConfig:
         smp=parse_smp(args.smp),
         mmu=args.mmu,
         kvm_params=parse_kvm_params(args.kvm_param),
+        poison=tuple(parse_poison(each) for each in args.poison),
         thp=args.thp,
         **({} if args.quantum is None else {"quantum": parse_quantum(args.quantum)}),
     )

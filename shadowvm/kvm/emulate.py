@@ -25,7 +25,7 @@ from .memslot import KVM_MEMSLOT_INVALID
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
-from .mmu.spte import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_WRITE_PROTECTED, RetPf
+from .mmu.spte import RET_PF_CONTINUE, RET_PF_EMULATE, RET_PF_WRITE_PROTECTED, RetPf, kvm_handle_error_pfn
 from .turns import vcpu_load
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _get_page(vcpu: Vcpu, gfn: Gfn, *, write: bool) -> Page | RetPf:
         return RetPf.RETRY
     page = get_user_page(vcpu.kvm.mm, slot.vpn(gfn), write)
     if isinstance(page, VmFault):
-        return RetPf.ENOMEM if page & VmFault.OOM else RetPf.EFAULT
+        return kvm_handle_error_pfn(page)
     return page
 
 

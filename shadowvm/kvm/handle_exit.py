@@ -36,7 +36,7 @@ from .mmu.spte import (
     RET_PF_WRITE_PROTECTED,
     RetPf,
 )
-from .mp_state import MpState, exit_halted
+from .mp_state import MpState, exit_halted, exit_intr
 from .turns import grant_quantum
 
 if TYPE_CHECKING:
@@ -118,7 +118,18 @@ def page_fault_failed(vcpu: Vcpu, gva: Gva, ret: RetPf) -> KvmRun:
     where = f"rip {vcpu.engine.rip:#x} accesses gva {gva:#x}, gpa {vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF:#x}"
     if ret == RetPf.EMULATE and not vcpu.slot_of_walk():
         return KvmRun(ExitReason.MMIO, f"{where}: no memory there")
+    if ret == RetPf.EHWPOISON:
+        return KvmRun(ExitReason.MEMORY_FAULT, f"{where}: {_poisoned(vcpu)} is poisoned", ret)
+    if ret == RetPf.EINTR:
+        return exit_intr(vcpu)
     return KvmRun(ExitReason.INTERNAL_ERROR, f"{where}: {ret.name}", ret)
+
+
+def _poisoned(vcpu: Vcpu) -> str:
+    """The page that the last walk found, or the guest's table at which it ended."""
+    slot = vcpu.memslots.find(vcpu.walker.gfn)
+    assert slot is not None, "the host was asked for a page of it"
+    return f"hva {slot.vpn(vcpu.walker.gfn) << PAGE_SHIFT:#x}"
 
 
 def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:

@@ -41,6 +41,12 @@ def exit_halted(vcpu: Vcpu) -> KvmRun:
     return KvmRun(ExitReason.HLT, f"hlt at rip {vcpu.engine.rip - 1:#x}, and nothing can wake the guest")
 
 
+def exit_intr(vcpu: Vcpu) -> KvmRun:
+    """A signal: user space wants the VM to pause."""
+    vcpu.stat.signal_exits += 1
+    return KvmRun(ExitReason.INTR, "paused")
+
+
 def kvm_apic_accept_events(vcpu: Vcpu, irq: IrqState) -> None:
     """INIT resets the CPU, which then waits for SIPI unless it is the boot CPU; SIPI starts it."""
     if irq.chip.take_init():

@@ -72,6 +72,7 @@ class VcpuStat(_Counters):
         "pf_mmio_spte_created",
         "pf_spurious",
         "pf_taken",
+        "signal_exits",
         "tlb_flush",
     )
     exits: int
@@ -90,6 +91,7 @@ class VcpuStat(_Counters):
     pf_mmio_spte_created: int
     pf_spurious: int
     pf_taken: int
+    signal_exits: int
     tlb_flush: int
 
 

@@ -29,7 +29,7 @@ from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
 from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
 from .mmu.sync import kvm_mmu_sync_roots
 from .mmu.unsync import vcpu_update_flush_exits
-from .mp_state import RUNNABLE, exit_halted, has_events, kvm_vcpu_block
+from .mp_state import RUNNABLE, exit_halted, exit_intr, has_events, kvm_vcpu_block
 from .msr import CHECKED, NATIVE, Msrs
 from .stats import VcpuStat
 from .turns import end_turn, grant_quantum, vcpu_load
@@ -195,7 +195,7 @@ class Vcpu:
             if questions is not None and questions.exits:
                 result: KvmRun | None = questions.next_exit()
             elif self.mp_state is not RUNNABLE and not (self.irq is not None and kvm_vcpu_block(self, self.irq)):
-                result = _paused() if self.kvm.paused else exit_halted(self)
+                result = exit_intr(self) if self.kvm.paused else exit_halted(self)
             else:
                 result = vcpu_enter_guest(self)
             if result is not None:
@@ -341,7 +341,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
         sched.cond_resched()
     irq = vcpu.irq
     if (vcpu.requests or (irq is not None and irq.check)) and not _make_ready(vcpu, irq):
-        return _paused() if vcpu.kvm.paused else None
+        return exit_intr(vcpu) if vcpu.kvm.paused else None
     engine = vcpu.engine
     if vcpu.kvm.loaded is not vcpu:
         vcpu_load(vcpu)
@@ -363,10 +363,6 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if kvm_exit.on:
         kvm_exit(vcpu.id, _VMX_EXIT_REASONS[reason], engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
     return handle_exit(vcpu, reason)
-
-
-def _paused() -> KvmRun:
-    return KvmRun(ExitReason.INTR, "paused")
 
 
 def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:

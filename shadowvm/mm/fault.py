@@ -24,6 +24,7 @@ from .mmu_notifier import (
 from .page_alloc import Page, put_page
 from .pgtable import (
     HUGE_PMD,
+    HWPOISON_ENTRY,
     PAGE_READONLY,
     PAGE_SHARED_DIRTY,
     pte_alloc,
@@ -48,6 +49,8 @@ class VmFault(IntFlag):
     SIGBUS = 2
     MAJOR = 4
     SIGSEGV = 0x40
+    HWPOISON = 0x10
+    """The data was lost with its frame."""
     RETRY = 0x400
     """It takes I/O, and the caller does not wait."""
 
@@ -181,6 +184,8 @@ def _wp_page_copy(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, pte: int, old: P
 
 def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, write: bool, nowait: bool) -> VmFault:
     """Bring a page back: from the swap cache, or from the file with read-ahead."""
+    if entry & HWPOISON_ENTRY:
+        return VmFault.HWPOISON
     host = mm.host
     swap = host.swap
     slot = entry >> PAGE_SHIFT
@@ -206,6 +211,10 @@ def _do_swap_page(mm: MmStruct, vma: Vma, vpn: Vpn, index: int, entry: int, writ
             return RETRY
         folio_lock(host, page)
     page.locked = True
+    if page.hwpoison:
+        folio_unlock(host, page)
+        put_page(host, page)
+        return VmFault.HWPOISON
     mm.page_table_lock.acquire()
     # While we waited, reclaim may have thrown the page out, and another fault may have mapped it.
     mapped = mm.q[index] == entry and page.swapcache and page.private == slot

@@ -24,7 +24,7 @@ from .mmu_notifier import (
     mmu_notifier_release,
 )
 from .page_alloc import Page, put_page
-from .pgtable import blocks_among, free_pgtables, populated_tables, ptep_clear_flush, ptep_set_wrprotect
+from .pgtable import HWPOISON_ENTRY, blocks_among, free_pgtables, populated_tables, ptep_clear_flush, ptep_set_wrprotect
 from .rmap import page_remove_rmap
 from .swap_state import free_swap_and_cache, free_swap_cache
 from .uaccess import cmpxchg_user_u64, copy_from_user, copy_to_user, read_user_u64, write_user_u64
@@ -273,8 +273,9 @@ def _zap_pte_range(mm: MmStruct, start: Hva, end: Hva) -> None:
         pte = ptep_clear_flush(mm, vpn, index)
         pfn = pte >> PAGE_SHIFT
         if not pte & PT_PRESENT:
-            slots.append(pfn)
-            mm.rss_swap -= 1
+            if not pte & HWPOISON_ENTRY:
+                slots.append(pfn)
+                mm.rss_swap -= 1
         elif pfn != zero_pfn:
             page = mm.mem_map[pfn]
             page_remove_rmap(mm, page)

@@ -35,11 +35,13 @@ class Page:
     `private` is the swap slot while `swapcache`, else whatever the owner of the frame keeps there (a hypervisor its
     shadow page). `mapping` and `index` (a vpn) say where an anonymous page is mapped. `active` is the list that the
     page belongs to, `lru` the one it is on, None while isolated. `order`: 9 for the head of a huge page (compound.py).
+    `hwpoison`: out of service for good (memory_failure.py).
     """
 
     __slots__ = (
         "active",
         "dirty",
+        "hwpoison",
         "index",
         "locked",
         "lru",
@@ -65,7 +67,7 @@ class Page:
         self.order = 0
         self.private: Any = None
         self.lru: int | None = None
-        self.active = self.locked = self.dirty = self.referenced = False
+        self.active = self.locked = self.dirty = self.referenced = self.hwpoison = False
         self.swapcache = self.swapbacked = self.readahead = self.table = False
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Vpn
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Hva, Pfn, Vpn
 from ..events import host_pte_change
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PAGE_SIZE, PT_PRESENT, PT_USER, PT_WRITABLE
 from .mmu_notifier import mmu_notifier_arch_invalidate_secondary_tlbs
@@ -19,6 +19,9 @@ from .page_alloc import put_page
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
     from .page_alloc import Page
+
+HWPOISON_ENTRY = 1 << 10
+"""Marks a pte whose page is lost with its frame: `pfn << 12 | HWPOISON_ENTRY`."""
 
 SWP_ENTRY = 1 << 9
 """Marks a pte that is not present as a swap entry: a bit that hardware ignores."""
@@ -153,6 +156,11 @@ def set_pte(mm: MmStruct, vpn: Vpn, index: int, pte: int) -> None:
         _flush_tlb_page(mm, vpn)
     if host_pte_change.on:
         host_pte_change(mm.id, vpn, old, pte)
+
+
+def set_hwpoison_pte(mm: MmStruct, vpn: Vpn, index: int, pfn: Pfn) -> None:
+    """Fill a pte that was cleared: the data that was there is lost."""
+    set_pte(mm, vpn, index, pfn << PAGE_SHIFT | HWPOISON_ENTRY)
 
 
 def ptep_clear_flush(mm: MmStruct, vpn: Vpn, index: int) -> int:

@@ -21,6 +21,7 @@ from shadowvm.mm.huge import Thp
 from shadowvm.mm.mm_struct import MmStruct
 from shadowvm.mm.mmu_notifier import MmuNotifier, MmuNotifierRange
 from shadowvm.mm.page_alloc import Page, put_page
+from shadowvm.mm.pgtable import SWP_ENTRY
 from shadowvm.mm.swap import SWAP_HAS_CACHE, SwapFile
 from shadowvm.phys import Ram
 from shadowvm.sync import Scheduler
@@ -86,7 +87,7 @@ def audit(host: Host, held: dict[Page, int] | None = None, extra: int = 0) -> No
     slots: Counter[int] = Counter()
     for mm in host.mms:
         present = [(vpn, pte >> 12) for vpn, pte in ptes(mm) if pte & 1 and pte >> 12 != zone.zero_page.pfn]
-        entries = [pte >> 12 for _, pte in ptes(mm) if not pte & 1]
+        entries = [pte >> 12 for _, pte in ptes(mm) if pte & (1 | SWP_ENTRY) == SWP_ENTRY]
         assert (mm.rss_anon, mm.rss_swap) == (len(present), len(entries))
         maps.update(pfn for _, pfn in present)
         slots.update(entries)
@@ -110,6 +111,9 @@ def audit(host: Host, held: dict[Page, int] | None = None, extra: int = 0) -> No
     assert zone.nr_free == len(free) + host.ram.nr_frames - zone.bump
     tables = 0
     for page in zone.mem_map[2 : zone.bump]:
+        if page.hwpoison:
+            assert (page.mapcount, page.lru, page.refcount) == (0, None, 1 + page.swapcache)
+            continue
         if page.pfn in free:
             assert (page.refcount, page.mapcount, page.lru, page.swapcache) == (0, 0, None, False)
             continue

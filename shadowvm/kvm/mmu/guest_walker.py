@@ -49,6 +49,7 @@ from .spte import (
     RET_PF_GUEST,
     RET_PF_RETRY,
     RetPf,
+    kvm_handle_error_pfn,
 )
 
 if TYPE_CHECKING:
@@ -243,7 +244,9 @@ def _fault_in_table(vcpu: Vcpu, vpn: Vpn) -> int:
     mm = vcpu.kvm.mm
     result = read_user_u64(mm, Hva(vpn << PAGE_SHIFT))
     if isinstance(result, VmFault):
-        return RetPf.ENOMEM if result & VmFault.OOM else RetPf.EFAULT
+        # For whoever reports it; the walk itself finds no gfn any more.
+        vcpu.walker.gfn = Gfn(vpn - vcpu.slot.vpn_delta)
+        return kvm_handle_error_pfn(result)
     return mm.tlb[vpn]
 
 
@@ -278,7 +281,7 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
             continue
         done = _cmpxchg_gpte(vcpu, slot, gpa, old, new)
         if isinstance(done, VmFault):
-            return RetPf.ENOMEM if done & VmFault.OOM else RetPf.EFAULT
+            return kvm_handle_error_pfn(done)
         if not done:
             return RET_PF_RETRY
         kvm_vcpu_mark_page_dirty(vcpu, Gfn(gpa >> PAGE_SHIFT))

@@ -61,6 +61,7 @@ from .spte import (
     SPTE_MMU_PRESENT,
     SPTE_MMU_WRITABLE,
     RetPf,
+    kvm_handle_error_pfn,
     make_spte,
 )
 from .sync import mmu_sync_children
@@ -250,7 +251,7 @@ def _map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
 def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     """Sample the invalidation sequence, then get a reference on the frame behind the gfn (__kvm_faultin_pfn).
 
-    RETRY: the page takes I/O, and a worker brings it (async_pf.py).
+    RETRY: the page takes I/O, and a worker brings it (async_pf.py). EINTR: it takes I/O, and a signal is pending.
 
     A read fault on an entry that allows writing asks for a writable frame first, so that the store to come needs
     no second fault.
@@ -269,9 +270,11 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         if slow is VmFault.RETRY:
             if not fault.prefetch and kvm_can_do_async_pf(vcpu) and kvm_try_async_pf(vcpu, fault):
                 return RET_PF_RETRY
+            if kvm.paused:
+                return RetPf.EINTR
             slow = get_user_page(kvm.mm, vpn, write)
         if isinstance(slow, VmFault):
-            return RetPf.ENOMEM if slow is VmFault.OOM else RetPf.EFAULT
+            return kvm_handle_error_pfn(slow)
         page = slow
         fault.map_writable = write
     fault.page = page

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...events import spte_change
+from ...mm.fault import VmFault
 from ...x86 import (
     PFERR_FETCH,
     PFERR_WRITE,
@@ -63,6 +64,8 @@ class RetPf(IntEnum):
     GUEST = 7
     """The guest's own tables refuse: #PF was queued."""
     EAGAIN = -11
+    EINTR = -4
+    EHWPOISON = -133
     EFAULT = -14
     ENOMEM = -12
 
@@ -71,6 +74,13 @@ RET_PF_CONTINUE, RET_PF_RETRY, RET_PF_WRITE_PROTECTED = RetPf.CONTINUE, RetPf.RE
 RET_PF_FIXED, RET_PF_SPURIOUS, RET_PF_GUEST = RetPf.FIXED, RetPf.SPURIOUS, RetPf.GUEST
 RET_PF_EMULATE, RET_PF_INVALID = RetPf.EMULATE, RetPf.INVALID
 """The members that every fault names: looking one up in its enum costs as much as a call."""
+
+
+def kvm_handle_error_pfn(fault: VmFault) -> RetPf:
+    """What a fault comes to when the host has no page for it: no memory, a page that was lost, no mapping."""
+    if fault & VmFault.OOM:
+        return RetPf.ENOMEM
+    return RetPf.EHWPOISON if fault & VmFault.HWPOISON else RetPf.EFAULT
 
 
 def make_spte(slot: MemSlot, access: int, gfn: Gfn, pfn: Pfn, host_writable: bool, pkey: int = 0) -> int:

@@ -9,7 +9,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from ...addr import PAGE_SHIFT, Pfn, Vpn
-from ...events import host_pte_change, lock_release, mm_page_free, swap_writepage
+from ...events import host_pte_change, lock_release, memory_failure_event, mm_page_free, swap_writepage
 from ...mm.gup import host_pte
 from ...mm.pgtable import SWP_ENTRY
 from ...phys import ZERO_PAGE
@@ -52,6 +52,7 @@ class ContentRules(Rules):
             host_pte_change: self._on_host_pte_change,
             lock_release: self._on_lock_release,
             mm_page_free: self._on_free,
+            memory_failure_event: self._on_memory_failure,
             swap_writepage: self._on_write,
         }
 
@@ -132,6 +133,11 @@ class ContentRules(Rules):
             for at in self._left.pop(pfn, ()):
                 del self._frame_of[at]
                 self._away[at] = self._checksum(pfn)
+
+    def _on_memory_failure(self, pfn: Pfn, result: str) -> None:
+        """A page whose slot holds the same comes back in another frame."""
+        if result in ("Recovered", "Delayed"):
+            self._on_free(pfn, 0)
 
     def _on_write(self, slot: int, pfn: Pfn) -> None:
         mine, refs = self._left.get(pfn, set()), self._refs.get(slot, set())
