@@ -11,9 +11,10 @@ from ...events import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_set_memslot, l
 from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.spte import spte_pfn
+from ...kvm.mmu.tdp_mmu import tdp_leaves
 from ...mm.gup import host_pte
 from ...phys import ZERO_PAGE
-from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from ...x86 import PT_ADDR_MASK, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .frames import slot_checksum
 from .rules import Handler, Rules
 from .tlb import cached_frames, stale_tlb
@@ -57,7 +58,7 @@ class DirtyRules(Rules):
             return
         for slot in self.kvm.memslots.slots:
             if slot.dirty_bitmap is not None:
-                self._check_protected(slot, sorted(slot.rmap))
+                self._check_protected(slot, self._pages(slot))
 
     def _on_set_memslot(self, slot_id: int, change: str, flags: int, *_rest: int) -> None:
         self._clean.pop(slot_id, None)
@@ -106,20 +107,28 @@ class DirtyRules(Rules):
 
     def _pages(self, slot: MemSlot) -> Iterable[Gfn]:
         """Those that are clean now: another vCPU may have written some while the caller waited for a lock."""
-        dirty = slot.dirty_bitmap or set()
-        return [gfn for gfn in map(Gfn, range(slot.base_gfn, slot.end_gfn)) if gfn not in dirty]
+        return [gfn for gfn in map(Gfn, range(slot.base_gfn, slot.end_gfn)) if not self._is_noted(slot, gfn)]
+
+    def _is_noted(self, slot: MemSlot, gfn: Gfn) -> bool:
+        """The log has it, or with PML the CPU has."""
+        if gfn in (slot.dirty_bitmap or ()):
+            return True
+        return self.kvm.pml and any(spte & PT_DIRTY for spte in self._sptes(slot, gfn))
 
     def _check_protected(self, slot: MemSlot, gfns: Iterable[Gfn]) -> None:
         """No store to a clean page passes unseen: not by its sptes, and not by a TLB."""
         for gfn in gfns:
-            if gfn in (slot.dirty_bitmap or ()):
+            if self._is_noted(slot, gfn):
                 continue
-            for sptep in rmap_sptes(slot, gfn):
-                spte = self.kvm.q[sptep]
+            for spte in self._sptes(slot, gfn):
                 vcpu = stale_tlb(self.kvm.vcpus, spte_pfn(spte), writable=True)
-                if spte & PT_WRITABLE or vcpu is not None:
+                if (spte & PT_WRITABLE and not self.kvm.pml) or vcpu is not None:
                     who = f"spte {spte:#x}" if vcpu is None else f"the TLB of vcpu {vcpu.id}"
                     self.sanitizer.fail("I17", f"gfn {gfn:#x} is clean in the log", f"{who} lets stores pass")
+
+    def _sptes(self, slot: MemSlot, gfn: Gfn) -> list[int]:
+        spteps = tdp_leaves(self.kvm, slot.as_id, gfn) if self.kvm.tdp_mmu_enabled else rmap_sptes(slot, gfn)
+        return [self.kvm.q[sptep] for sptep in spteps]
 
     def _checksum(self, slot: MemSlot, gfn: Gfn) -> int:
         """Of the page, wherever it is, without touching it."""

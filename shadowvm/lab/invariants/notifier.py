@@ -273,10 +273,10 @@ class NotifierRules(Rules):
     def _on_lock_release(self, lock: Any) -> None:
         if lock is not self.kvm.mmu_lock:
             return
-        range_ = self._range_of.get(self._task())
-        if range_ is not None:
-            self._begun ^= {id(range_)}
         seq, in_progress = self.kvm.mmu_invalidate_seq, self.kvm.mmu_invalidate_in_progress
+        range_ = self._range_of.get(self._task())
+        if range_ is not None and in_progress != self._last_in_progress:
+            self._begun ^= {id(range_)}
         if in_progress < 0:
             self.sanitizer.fail("I13", f"mmu_invalidate_in_progress is {in_progress}", "it is a count")
         if seq < self._last_seq:

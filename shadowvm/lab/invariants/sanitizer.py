@@ -30,6 +30,7 @@ from .mmio import MmioRules
 from .notifier import NotifierRules
 from .rules import Handler, KvmSubject, Rules, Subject
 from .shadow import ShadowRules
+from .tdp import TdpRules
 from .tlb import TlbRules
 from .unsync import UnsyncRules
 
@@ -70,7 +71,7 @@ class Sanitizer:
         self.every = every
         self.events = 0
         self.history: History = deque(maxlen=HISTORY)
-        self.shadow = ShadowRules(self)
+        self.shadow = TdpRules(self) if machine.kvm.tdp_mmu_enabled else ShadowRules(self)
         self.rules: list[Rules] = [self.shadow] if self.laws else []
         self.rules += [group(self) for group in GROUPS if group.laws & self.laws]
         self._exits = 0
@@ -137,7 +138,7 @@ class Sanitizer:
 
 def at_rest(kvm: Kvm) -> bool:
     """Nobody changes shadow tables now, and no vCPU has a page table open for a store that is yet to be tracked."""
-    return kvm.mmu_lock.owner is None and not any(vcpu.engine.box[WINDOWS_OPEN] for vcpu in kvm.vcpus)
+    return not kvm.mmu_lock.held and not any(vcpu.engine.box[WINDOWS_OPEN] for vcpu in kvm.vcpus)
 
 
 def validate(kvm: Kvm, *laws: str) -> None:

@@ -320,7 +320,7 @@ class ShadowRules(Rules):
 
     def _on_exit(self, *_: Any) -> None:
         self._exits += 1
-        if self._exits >= SWEEP_EVERY and self.kvm.mmu_lock.owner is None and not self.store_under_way():
+        if self._exits >= SWEEP_EVERY and not self.kvm.mmu_lock.held and not self.store_under_way():
             self._exits = 0
             self.sweep()
 

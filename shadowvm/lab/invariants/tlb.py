@@ -21,11 +21,12 @@ from .rules import Handler, Rules
 if TYPE_CHECKING:
     from ...events import Tracepoint
     from ...kvm.vcpu import Vcpu
+    from ...sync import Task
     from .sanitizer import Sanitizer
 
 
 class TlbRules(Rules):
-    """See the module."""
+    """See the module. _unflushed: what a task has taken from an spte since the last flush."""
 
     laws = frozenset(("I16", "I18", "I25", "LOCKDEP"))
 
@@ -33,7 +34,7 @@ class TlbRules(Rules):
         super().__init__(sanitizer)
         self.shadow = sanitizer.shadow
         self.kvm = sanitizer.machine.kvm
-        self._unflushed: str | None = None
+        self._unflushed: dict[Task, str] = {}
         self._epoch_to_pass: dict[int, int] = {}
 
     def handlers(self) -> dict[Tracepoint, Handler]:
@@ -66,20 +67,22 @@ class TlbRules(Rules):
         removed = old & SPTE_MMU_PRESENT and not new & SPTE_MMU_PRESENT
         narrowed = old & SPTE_MMU_WRITABLE and not new & SPTE_MMU_WRITABLE
         if removed or narrowed:
-            self._unflushed = f"spte at {hpa:#x}: {old:#x} became {new:#x}"
-        if removed and self.kvm.mmu_lock.owner is None:
+            self._unflushed[self.sanitizer.machine.sched.current] = f"spte at {hpa:#x}: {old:#x} became {new:#x}"
+        if removed and not self.kvm.mmu_lock.held:
             self.sanitizer.fail("LOCKDEP", f"spte at {hpa:#x} is removed", "nobody holds mmu_lock")
 
     def _on_flush(self, vcpus: int) -> None:
-        self._unflushed = None
+        self._unflushed.clear()
         for vcpu in self.kvm.vcpus:
             if not vcpu.requests & KVM_REQ_TLB_FLUSH:
                 self.sanitizer.fail("I16", f"vcpu {vcpu.id} has no flush pending", "a remote flush was requested")
             self._epoch_to_pass[vcpu.id] = vcpu.engine.box[EPOCH]
 
     def _on_lock_release(self, lock: Any) -> None:
-        if lock is self.kvm.mmu_lock and self._unflushed is not None:
-            self.sanitizer.fail("I16", self._unflushed, "mmu_lock is dropped without a flush")
+        if lock is self.kvm.mmu_lock and self._unflushed:
+            what = self._unflushed.pop(self.sanitizer.machine.sched.current, None)
+            if what is not None:
+                self.sanitizer.fail("I16", what, "mmu_lock is dropped without a flush")
 
     def _on_entry(self, vcpu_id: int, rip: int) -> None:
         wanted = self._epoch_to_pass.pop(vcpu_id, None)

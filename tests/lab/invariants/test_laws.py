@@ -13,9 +13,10 @@ from shadowvm.lab.invariants.laws import STATE as BY_STATE
 from shadowvm.lab.invariants.rules import Rules
 from shadowvm.lab.invariants.sanitizer import GROUPS
 from shadowvm.lab.invariants.shadow import ShadowRules
+from shadowvm.lab.invariants.tdp import TdpRules
 from tests.lab.invariants.test_sanitizer import STATE
 
-ALL_GROUPS = (ShadowRules, *GROUPS)
+ALL_GROUPS = (ShadowRules, TdpRules, *GROUPS)
 
 
 def named_in(group: type[Rules]) -> set[str]:

@@ -1,0 +1,97 @@
+"""Laws of the TDP MMU's tables: those of shadow.py that hold for them too, I18 for RCU, I20, and links and counts.
+
+Sptes are keyed by gpa and there is no rmap, so what a leaf maps is its place in the tables.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...addr import Gfn, Pfn
+from ...events import mm_page_free
+from ...kvm.mmu.role import ROLE_LEVEL
+from ...kvm.mmu.shadow import KvmMmuPage
+from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, is_last_spte, spte_pfn
+from .rules import Handler
+from .shadow import ShadowRules
+
+if TYPE_CHECKING:
+    from ...events import Tracepoint
+    from ...sync import Task
+    from .sanitizer import Sanitizer
+
+
+class TdpRules(ShadowRules):
+    """See the module. laws: besides those that are the same as for shadow pages. _seen_by: unlinked tables, and the RCU
+    readers of that moment with their sections.
+    """
+
+    laws = frozenset("I18 I20 I22 I23 I35".split())
+
+    def __init__(self, sanitizer: Sanitizer) -> None:
+        super().__init__(sanitizer)
+        self._seen_by: dict[Pfn, dict[Task, int]] = {}
+
+    def handlers(self) -> dict[Tracepoint, Handler]:
+        """Those of shadow.py, and frames that are freed."""
+        return {**super().handlers(), mm_page_free: self._on_free}
+
+    def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
+        sp = self.kvm.sp_by_pfn.get(Pfn(hpa >> 15))
+        if sp is not None and sp.level > 1:
+            self._check_size_change(sp, hpa >> 3, old, new)
+        super()._on_spte_change(hpa, old, new)
+
+    def _check_size_change(self, sp: KvmMmuPage, sptep: int, old: int, new: int) -> None:
+        """I20; and a table that goes is remembered with those who may look at it."""
+        if not old & SPTE_MMU_PRESENT or is_last_spte(old, sp.level):
+            return
+        if new & SPTE_MMU_PRESENT and is_last_spte(new, sp.level):
+            self.fail("I20", f"link {old:#x} at {sptep * 8:#x}", f"becomes leaf {new:#x} without having been none")
+        self._seen_by[spte_pfn(old)] = dict(self.kvm.rcu.readers)
+
+    def _on_free(self, first: Pfn, order: int) -> None:
+        for pfn in range(first, first + (1 << order)):
+            readers = self._seen_by.pop(Pfn(pfn), {})
+            for task, section in readers.items():
+                if self.kvm.rcu.readers.get(task) == section:
+                    self.fail("I18", f"table {pfn:#x} is freed", f"{task.name} may still look at it")
+
+    def _check_link(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
+        where = f"link {spte:#x} at {sptep * 8:#x}, level {sp.level}"
+        child = self.kvm.sp_by_pfn.get(spte_pfn(spte))
+        if child is None or child.invalid:
+            self.fail("I22", where, "no live table is there")
+            return
+        if child.level != sp.level - 1 or (child.role ^ sp.role) & ~ROLE_LEVEL:
+            self.fail("I22", where, f"the table is of level {child.level} and role {child.role:#x}")
+        if child.gfn != sp.gfn_of(sptep & 511):
+            self.fail("I22", f"{where} is for gfn {sp.gfn_of(sptep & 511):#x}", f"the table is of gfn {child.gfn:#x}")
+        if not self.kvm.tdp_mmu_pages:
+            self.fail("I35", f"{where} publishes a table", "none is counted")
+
+    def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
+        super()._check_rights(sp, index, spte, where)
+        slot = self.kvm.address_spaces[0].find(sp.gfn_of(index))
+        if slot is not None and not slot.write_mask and spte & SPTE_MMU_WRITABLE:
+            self.fail("I23", f"{where} is writable", f"slot {slot.id} is read-only")
+
+    def _check_rmap(self, gfn: Gfn) -> None:
+        """There is none."""
+
+    def _check_tracking(self) -> None:
+        """Nothing is shadowed."""
+
+    def _on_lock_release(self, lock: Any) -> None:
+        """While others hold mmu_lock for read, their tables are linked or not, and counted or not."""
+        if lock is self.kvm.mmu_lock and not lock.held:
+            super()._on_lock_release(lock)
+
+    def _check_counters(self) -> None:
+        kvm = self.kvm
+        if kvm.stat.pages_4k != len(self.leaves):
+            self.fail("I35", f"pages_4k is {kvm.stat.pages_4k}", f"{len(self.leaves)} leaves are present")
+        roots = len(kvm.tdp_mmu_roots)
+        live = sum(not sp.invalid for sp in kvm.sp_by_pfn.values() if sp not in kvm.tdp_mmu_roots)
+        if live != kvm.tdp_mmu_pages:
+            self.fail("I35", f"{kvm.tdp_mmu_pages} tables are counted", f"{live} are live, besides {roots} roots")
