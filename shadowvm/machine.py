@@ -94,7 +94,7 @@ class Machine:
         with ExitStack() as undo:
             undo.callback(self.host.close)
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
-            self.vm = Kvm(self.system).create_vm(params=config.kvm_params, cpu=cpu_model, turns=turns)
+            self.vm = Kvm(self.system).create_vm(config.mmu, params=config.kvm_params, cpu=cpu_model, turns=turns)
             self.mm, self.kvm = self.vm.mm, self.vm.kvm
             for slot_id, memory in enumerate(layout):
                 base, size = memory.base << PAGE_SHIFT, memory.npages << PAGE_SHIFT

@@ -13,6 +13,7 @@ import pytest
 from shadowvm.addr import PAGE_SIZE
 from shadowvm.config import MIB, MIN_HOST_MEMORY, parse_size
 from shadowvm.guests import bundled_guests
+from shadowvm.params import KvmParams
 from tests.guest_run import Result, config_for, run_checked
 
 SMALLER = {
@@ -62,6 +63,25 @@ def test_default_run_at_a_quarter(guest: str) -> None:
     assert vmstat.pswpout > 0
     assert vmstat.pswpin > 0
     assert result.machine.kvm.stat.remote_tlb_flush > 0
+
+
+NESTED = [(guest, KvmParams(), 4) for guest in GUESTS] + [
+    ("demand", KvmParams(eptad=0), 5),
+    ("matmul", KvmParams(tdp_mmu=0, eptad=0), 6),
+    ("qsort", KvmParams(tdp_mmu=0), 7),
+    ("smc", KvmParams(eptad=0, fast_page_fault=0), 8),
+]
+"""Two-dimensional paging: guest, knobs, seed."""
+
+
+@pytest.mark.parametrize(("guest", "params", "seed"), NESTED, ids=[f"{guest} {seed}" for guest, _, seed in NESTED])
+def test_smaller_run_at_a_quarter_with_two_dimensional_paging(guest: str, params: KvmParams, seed: int) -> None:
+    append, touched = SMALLER[guest]
+    config = config_for(guest, append, host_memory=host_memory(touched, 4), seed=seed, mmu="tdp", kvm_params=params)
+    result = clean(run_checked(config))
+    assert result.output == plenty(guest, append)
+    assert result.machine.vcpu.stat.pf_guest == 0
+    assert not result.machine.kvm.page_hash
 
 
 @pytest.mark.parametrize("share", [2, 8])

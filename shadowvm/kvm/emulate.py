@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Pfn
 from ..cpu.engine import FETCH, CpuExit, Event
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SIZE, EXIT_SMAP, EXIT_VA
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_GPA, EXIT_SIZE, EXIT_SMAP, EXIT_VA
 from ..errors import ModelBug
 from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
 from ..mm.gup import get_user_page
 from ..mm.page_alloc import Page, put_page
 from .memslot import KVM_MEMSLOT_INVALID
+from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 MAX_WINDOWS = 2
 """A store that crosses a page boundary writes two pages, and so does a stack frame."""
 MAX_ATTEMPTS = 64
+_FAULTS = (CpuExit.WALK_FAULT, CpuExit.EPT_VIOLATION, CpuExit.EPT_MISCONFIG)
 
 
 class Window(NamedTuple):
@@ -104,7 +106,7 @@ def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
         reason = engine.step()
     finally:
         engine.clear_windows()
-    if reason == CpuExit.WALK_FAULT:
+    if reason in _FAULTS:
         vcpu.walker.gfn = gfn
         return emulate_write(vcpu, gva, RET_PF_EMULATE)
     stat = vcpu.stat
@@ -136,12 +138,15 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, win
         if vcpu.kvm.loaded is not vcpu:
             _come_back(vcpu, windows.tracked)
         reason = engine.step() if event is None else engine.deliver(event)
-        if reason != CpuExit.WALK_FAULT:
+        if reason not in _FAULTS:
             return RetPf.CONTINUE, reason
         event = engine.vectoring()
         gva = Gva(engine.box[EXIT_VA])
-        vcpu.smap_active = engine.box[EXIT_SMAP] != 0
-        ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
+        if reason == CpuExit.WALK_FAULT:
+            vcpu.smap_active = engine.box[EXIT_SMAP] != 0
+            ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
+        else:
+            ret = kvm_tdp_page_fault(vcpu, Gpa(engine.box[EXIT_GPA]), ept_error_code(engine.box))
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 

@@ -10,16 +10,27 @@ from typing import TYPE_CHECKING
 
 from ..addr import PAGE_SHIFT, Gpa, Gva
 from ..cpu.engine import FETCH, READ, CpuExit, Event, EventKind
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_SIZE, EXIT_SMAP, EXIT_STACK, EXIT_VA, VECTORING
+from ..cpu.mailbox import (
+    EXIT_ACCESS,
+    EXIT_FINAL,
+    EXIT_GPA,
+    EXIT_SIZE,
+    EXIT_SMAP,
+    EXIT_STACK,
+    EXIT_USER,
+    EXIT_VA,
+    VECTORING,
+)
 from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
-from ..x86 import GP_VECTOR, PF_VECTOR, PFERR_RSVD, SS_VECTOR
+from ..x86 import GP_VECTOR, PF_VECTOR, PFERR_RSVD, PFERR_USER, SS_VECTOR
 from .cr import load_pdptrs
 from .emulate import emulate_mmio, emulate_write
 from .exit import ExitReason, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_invlpg, exit_msr_read, exit_msr_write
+from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
 from .mmu.mmio_fault import handle_mmio_page_fault
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits, rsvd_large_bits
@@ -66,6 +77,37 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     if ret is RET_PF_EMULATE and interrupted is None and box[EXIT_ACCESS] != FETCH:
         return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())
     return _page_fault_done(vcpu, gva, ret, interrupted)
+
+
+def handle_ept_violation(vcpu: Vcpu) -> KvmRun | None:
+    """The nested tables do not map a gpa, or not for this access; or they name no frame (handle_ept_misconfig)."""
+    engine = vcpu.engine
+    box = engine.box
+    gpa = Gpa(box[EXIT_GPA])
+    error_code = ept_error_code(box)
+    interrupted = engine.vectoring() if box[VECTORING] else None
+    if kvm_page_fault.on:
+        kvm_page_fault(vcpu.id, engine.rip, gpa, error_code)
+    ret = handle_mmio_page_fault(vcpu, gpa) if error_code & PFERR_RSVD else RET_PF_INVALID
+    if ret is RET_PF_INVALID:
+        ret = kvm_tdp_page_fault(vcpu, gpa, error_code)
+    if ret is RET_PF_FIXED and interrupted is None:
+        return None
+    gva = Gva(box[EXIT_VA])
+    if ret is RET_PF_EMULATE:
+        if not box[EXIT_FINAL]:
+            return _no_guest_table(vcpu, gva, interrupted)
+        if interrupted is None and box[EXIT_ACCESS] != FETCH:
+            return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())
+    return _page_fault_done(vcpu, gva, ret, interrupted)
+
+
+def _no_guest_table(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
+    """One of the guest's own tables is where no memory is, which reads as not present; or it is in ROM."""
+    if vcpu.slot_of_walk():
+        return KvmRun(ExitReason.INTERNAL_ERROR, f"gva {gva:#x}: a page table in ROM wants its A or D bit set")
+    vcpu.walker.error_code = PFERR_USER if vcpu.engine.box[EXIT_USER] else 0
+    return inject_page_fault(vcpu, gva, interrupted)
 
 
 def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None) -> KvmRun | None:
@@ -141,7 +183,8 @@ def inject_page_fault(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun
 def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
     """CR3, CR0, CR4 or EFER changed to something that no cached root was built for.
 
-    The PAE pointers were loaded by the MOV that did it (intercept.py), unless that was a task switch.
+    The PAE pointers were loaded by the MOV that did it (intercept.py), unless that was a task switch: all that this can
+    be with two-dimensional paging, of which the root does not depend on registers.
     """
     engine = vcpu.engine
     interrupted = engine.vectoring()
@@ -157,6 +200,8 @@ def _exit_cr_access(vcpu: Vcpu) -> KvmRun | None:
             return inject(vcpu, None, Event(EventKind.EXCEPTION, GP_VECTOR, 0))
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
         engine.load_pdptrs(cr3, pdptrs)
+    if vcpu.kvm.tdp_enabled:
+        return None
     role = kvm_calc_cpu_role(cr0, cr4, efer, vcpu.kvm.a20_closed, vcpu.smm)
     if role != vcpu.cpu_role or mode != vcpu.mode:
         kvm_mmu_free_roots(vcpu)
@@ -215,4 +260,6 @@ _EXIT_HANDLERS: dict[int, Callable[[Vcpu], KvmRun | None]] = {
     CpuExit.MSR_WRITE: exit_msr_write,
     CpuExit.CPUID: exit_cpuid,
     CpuExit.INVLPG: exit_invlpg,
+    CpuExit.EPT_VIOLATION: handle_ept_violation,
+    CpuExit.EPT_MISCONFIG: handle_ept_violation,
 }

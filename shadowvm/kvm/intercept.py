@@ -78,7 +78,8 @@ def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:
             return False
         vcpu.pdptrs, vcpu.pdptrs_cr3 = pdptrs, cr3
         engine.load_pdptrs(cr3, pdptrs)
-        kvm_mmu_free_roots(vcpu)
+        if not vcpu.kvm.tdp_enabled:
+            kvm_mmu_free_roots(vcpu)
     elif not is_pae:
         vcpu.pdptrs_cr3 = -1
     vcpu_update_flush_exits(vcpu)

@@ -25,8 +25,9 @@ from .mmu.async_page_ready import kvm_check_async_pf_completion
 from .mmu.guest_walker import GuestWalker
 from .mmu.mmio_fault import MmioInfo
 from .mmu.page_fault import KvmPageFault
-from .mmu.paging_mode import TRAITS, PagingMode, root_gfn
-from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots
+from .mmu.paging_mode import MAXPHYADDR, TRAITS, PagingMode, root_gfn
+from .mmu.root import Root, find_root, free_obsolete_roots, kvm_mmu_free_roots, kvm_mmu_load
+from .mmu.spte import RetPf
 from .mmu.sync import kvm_mmu_sync_roots
 from .mmu.unsync import vcpu_update_flush_exits
 from .mp_state import RUNNABLE, exit_halted, exit_intr, has_events, kvm_vcpu_block
@@ -65,8 +66,10 @@ _VMX_EXIT_REASONS: dict[int, str] = {
     CpuExit.MSR_WRITE: "MSR_WRITE",
     CpuExit.CPUID: "CPUID",
     CpuExit.INVLPG: "INVLPG",
+    CpuExit.EPT_VIOLATION: "EPT_VIOLATION",
+    CpuExit.EPT_MISCONFIG: "EPT_MISCONFIG",
 }
-"""Exits as the kvm_exit tracepoint names them on VMX without EPT."""
+"""Exits as the kvm_exit tracepoint names them on VMX."""
 
 _ROOT_REQUESTS = KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_SYNC
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
@@ -178,6 +181,8 @@ class Vcpu:
         engine.controls.cr3_reserved = CR3_RESERVED
         edx, ecx, ebx7, ecx7, edx81, ecx81 = kvm.cpu_model.features[:6]
         engine.set_features((ecx, edx), (ebx7, ecx7), (ecx81, edx81))
+        gigabyte, pse36 = kvm.cpu_model.has("pdpe1gb"), kvm.cpu_model.has("pse36")
+        engine.nested.set_features(MAXPHYADDR, gigabyte=gigabyte, pse36=pse36)
         for index in NATIVE:
             engine.controls.pass_msr(index, write=index not in CHECKED)
         self.on_quantum: Callable[[], None] | None = None
@@ -342,6 +347,8 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     irq = vcpu.irq
     if (vcpu.requests or (irq is not None and irq.check)) and not _make_ready(vcpu, irq):
         return exit_intr(vcpu) if vcpu.kvm.paused else None
+    if vcpu.root is None and vcpu.kvm.tdp_enabled:
+        return _mmu_reload(vcpu)
     engine = vcpu.engine
     if vcpu.kvm.loaded is not vcpu:
         vcpu_load(vcpu)
@@ -363,6 +370,12 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if kvm_exit.on:
         kvm_exit(vcpu.id, _VMX_EXIT_REASONS[reason], engine.rip, box[EXIT_VA], box[EXIT_ACCESS])
     return handle_exit(vcpu, reason)
+
+
+def _mmu_reload(vcpu: Vcpu) -> KvmRun | None:
+    """kvm_mmu_reload(): no root of two-dimensional paging is loaded. May sleep, so that there may be requests again."""
+    ret = kvm_mmu_load(vcpu)
+    return None if ret == RetPf.CONTINUE else KvmRun(ExitReason.INTERNAL_ERROR, f"nested root: {ret.name}", ret)
 
 
 def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:

@@ -12,8 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import PAGE_SHIFT, Gfn, Gpa, Gva
+from ...cpu.engine import FETCH, CpuExit
+from ...cpu.mailbox import EXIT, EXIT_ACCESS, EXIT_FINAL, EXIT_WHY
 from ...mm.page_alloc import put_page
-from ...x86 import PFERR_PRESENT, PFERR_WRITE
+from ...x86 import (
+    PFERR_FETCH,
+    PFERR_GUEST_FINAL,
+    PFERR_GUEST_PAGE,
+    PFERR_PRESENT,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
+)
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .fast_page_fault import fast_page_fault
 from .page_fault import NO_PAGE, is_page_fault_stale, kvm_mmu_faultin_pfn, mmu_set_spte
@@ -43,6 +53,17 @@ if TYPE_CHECKING:
     from ..memslot import MemSlot
     from ..vcpu import Vcpu
     from .page_fault import KvmPageFault
+
+
+def ept_error_code(box: memoryview[int]) -> int:
+    """The error code of the last exit, as handle_ept_violation() makes it: W or F, P, RSVD, and what the gpa is."""
+    error_code = PFERR_USER | (PFERR_GUEST_FINAL if box[EXIT_FINAL] else PFERR_GUEST_PAGE)
+    access = box[EXIT_ACCESS]
+    if access:
+        error_code |= PFERR_FETCH if access == FETCH else PFERR_WRITE
+    if box[EXIT] == CpuExit.EPT_MISCONFIG:
+        return error_code | PFERR_RSVD | PFERR_PRESENT
+    return error_code | PFERR_PRESENT if box[EXIT_WHY] else error_code
 
 
 def kvm_tdp_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:

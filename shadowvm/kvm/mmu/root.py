@@ -15,7 +15,7 @@ from ...cpu.mailbox import KEY_CR3, ROOT
 from ...mm.page_alloc import Page, put_page
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
 from .paging_mode import TRAITS, PagingMode
-from .role import kvm_calc_tdp_mmu_root_page_role, pack_role
+from .role import A20_GFN_MASK, kvm_calc_tdp_mmu_root_page_role, pack_role
 from .shadow import (
     KvmMmuPage,
     is_obsolete_sp,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ..vm import Kvm
 
 PAE_ROOT_LEVEL = 3
+A20_GPA_MASK = ~(~A20_GFN_MASK << PAGE_SHIFT)
 
 
 class Root:
@@ -102,11 +103,14 @@ def _direct_root(vcpu: Vcpu) -> KvmMmuPage:
 
 
 def _load_nested_root(vcpu: Vcpu, page: KvmMmuPage) -> None:
-    """Two-dimensional paging: the vCPU has one root, whatever its registers say."""
+    """Two-dimensional paging: the vCPU has one root, whatever its registers say. What the TLB has is of another one."""
+    engine, kvm = vcpu.engine, vcpu.kvm
     root = Root(TDP_ROOT_LEVEL, (page,), None)
     vcpu.root = root
     vcpu.roots.append(root)
-    vcpu.engine.load_nested_root(root.hpa, root.level)
+    engine.nested.has_ad, engine.nested.gpa_mask = not kvm.ad_disabled, A20_GPA_MASK if kvm.a20_closed else -1
+    engine.load_nested_root(root.hpa, root.level)
+    engine.flush_tlb()
 
 
 def _alloc_root(vcpu: Vcpu) -> Root:

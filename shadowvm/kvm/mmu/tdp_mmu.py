@@ -227,7 +227,7 @@ def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, lev
         return _set_mmio_spte(vcpu, sptep, fault.gfn, old)
     if kvm_mmu_spte_requested.on:
         kvm_mmu_spte_requested(gfn, pfn, level)
-    if old & SPTE_MMU_PRESENT and is_access_allowed(old, fault.error_code):
+    if old & SPTE_MMU_PRESENT and (fault.prefetch or is_access_allowed(old, fault.error_code)):
         return RET_PF_SPURIOUS
     spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable) | kvm.tdp_ad_bits
     if spte == old:

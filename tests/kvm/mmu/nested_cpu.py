@@ -36,6 +36,7 @@ class NestedEngine:
 
     def __init__(self) -> None:
         self.root = 0
+        self.nested = SimpleNamespace(has_ad=True, gpa_mask=-1)
         self.tlb: dict[int, tuple[Pfn, bool]] = {}
         self.flushes = 0
 
