@@ -67,7 +67,7 @@ def kvm_tdp_mmu_alloc_root(vcpu: Vcpu) -> KvmMmuPage:
         root.root_count = 1
         kvm.tdp_mmu_roots.append(root)
         if kvm_mmu_get_page.on:
-            kvm_mmu_get_page(0, Gfn(0), role_text(root.role), 1, False, True)
+            kvm_mmu_get_page(root.mmu_valid_gen, Gfn(0), role_text(root.role), 1, False, True)
     root.root_count += 1
     return root
 

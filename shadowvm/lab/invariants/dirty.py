@@ -10,7 +10,6 @@ from ...addr import PAGE_SHIFT, Gfn, Pfn
 from ...events import kvm_clear_dirty_log, kvm_get_dirty_log, kvm_set_memslot, lock_release
 from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from ...kvm.mmu.rmap import rmap_sptes
-from ...kvm.mmu.spte import spte_pfn
 from ...kvm.mmu.tdp_mmu import tdp_leaves
 from ...mm.gup import host_pte
 from ...phys import ZERO_PAGE
@@ -29,7 +28,7 @@ NO_PAGE = zlib.crc32(ZERO_PAGE)
 
 
 class DirtyRules(Rules):
-    """_clean: for each slot with a log, checksum of each page when its bit was last cleared.
+    """_clean: for each slot with a log, checksum of each page when its bit was last cleared, or the log turned on.
 
     _enabling: tasks that turn a log on, and the slot.
     """
@@ -71,9 +70,11 @@ class DirtyRules(Rules):
             return
         slot_id = self._enabling.pop(self.sanitizer.machine.sched.current, None)
         slot = None if slot_id is None else self.kvm.memslots.by_id(slot_id)
-        if slot is None or slot.dirty_bitmap is None:
+        if slot_id is None or slot is None or slot.dirty_bitmap is None:
             return
-        clean = {self._frame(slot, gfn): gfn for gfn in self._pages(slot)}
+        pages = self._pages(slot)
+        self._clean[slot_id] = {gfn: self._checksum(slot, gfn) for gfn in pages}
+        clean = {self._frame(slot, gfn): gfn for gfn in pages}
         for vcpu in self.kvm.vcpus:
             for pfn in cached_frames(vcpu, writable=True):
                 if pfn in clean:
@@ -121,7 +122,7 @@ class DirtyRules(Rules):
             if self._is_noted(slot, gfn):
                 continue
             for spte in self._sptes(slot, gfn):
-                vcpu = stale_tlb(self.kvm.vcpus, spte_pfn(spte), writable=True)
+                vcpu = stale_tlb(self.kvm.vcpus, Pfn(self._frame(slot, gfn)), writable=True)
                 if (spte & PT_WRITABLE and not self.kvm.pml) or vcpu is not None:
                     who = f"spte {spte:#x}" if vcpu is None else f"the TLB of vcpu {vcpu.id}"
                     self.sanitizer.fail("I17", f"gfn {gfn:#x} is clean in the log", f"{who} lets stores pass")

@@ -108,7 +108,6 @@ _ALL = (
     ),
     Law("I18", "a shadow page is freed only after a flush that followed its unlinking", "roots, shadow pages", BOTH),
     Law("I19", "a present leaf never changes its pfn directly", "sptes", EVENTS),
-    Law("I20", "the page size at an address changes only through a non-present entry and a flush", "sptes", EVENTS),
     Law("I21", "each leaf spte is on exactly the rmap list of its gfn", "sptes, rmaps", BOTH),
     Law(
         "I22",

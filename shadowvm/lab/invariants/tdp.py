@@ -1,4 +1,4 @@
-"""Laws of the TDP MMU's tables: those of shadow.py that hold for them too, I18 for RCU, I20, and links and counts.
+"""Laws of the TDP MMU's tables: those of shadow.py that hold for them too, I18 for RCU, and links and counts.
 
 Sptes are keyed by gpa and there is no rmap, so what a leaf maps is its place in the tables.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...addr import Gfn, Pfn
+from ...addr import PAGE_SHIFT, Gfn, Pfn
 from ...events import mm_page_free
 from ...kvm.mmu.role import ROLE_LEVEL
 from ...kvm.mmu.shadow import KvmMmuPage
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 
 class TdpRules(ShadowRules):
-    """See the module. laws: besides those that are the same as for shadow pages. _seen_by: unlinked tables, and the RCU
-    readers of that moment with their sections.
+    """See the module. laws: besides those that are the same as for shadow pages. _linked: tables
+    that have a link. _seen_by: unlinked tables, and the RCU readers of that moment with their sections.
     """
 
-    laws = frozenset("I18 I20 I22 I23 I35".split())
+    laws = frozenset("I18 I22 I23 I35".split())
 
     def __init__(self, sanitizer: Sanitizer) -> None:
         super().__init__(sanitizer)
+        self._linked: set[Pfn] = set()
         self._seen_by: dict[Pfn, dict[Task, int]] = {}
 
     def handlers(self) -> dict[Tracepoint, Handler]:
@@ -37,17 +38,16 @@ class TdpRules(ShadowRules):
         return {**super().handlers(), mm_page_free: self._on_free}
 
     def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
-        sp = self.kvm.sp_by_pfn.get(Pfn(hpa >> 15))
+        sp = self.kvm.sp_by_pfn.get(Pfn(hpa >> PAGE_SHIFT))
         if sp is not None and sp.level > 1:
-            self._check_size_change(sp, hpa >> 3, old, new)
+            self._note_unlinked(sp, old)
         super()._on_spte_change(hpa, old, new)
 
-    def _check_size_change(self, sp: KvmMmuPage, sptep: int, old: int, new: int) -> None:
-        """I20; and a table that goes is remembered with those who may look at it."""
+    def _note_unlinked(self, sp: KvmMmuPage, old: int) -> None:
+        """A table that goes is remembered with those who may look at it."""
         if not old & SPTE_MMU_PRESENT or is_last_spte(old, sp.level):
             return
-        if new & SPTE_MMU_PRESENT and is_last_spte(new, sp.level):
-            self.fail("I20", f"link {old:#x} at {sptep * 8:#x}", f"becomes leaf {new:#x} without having been none")
+        self._linked.discard(spte_pfn(old))
         self._seen_by[spte_pfn(old)] = dict(self.kvm.rcu.readers)
 
     def _on_free(self, first: Pfn, order: int) -> None:
@@ -67,8 +67,9 @@ class TdpRules(ShadowRules):
             self.fail("I22", where, f"the table is of level {child.level} and role {child.role:#x}")
         if child.gfn != sp.gfn_of(sptep & 511):
             self.fail("I22", f"{where} is for gfn {sp.gfn_of(sptep & 511):#x}", f"the table is of gfn {child.gfn:#x}")
-        if not self.kvm.tdp_mmu_pages:
-            self.fail("I35", f"{where} publishes a table", "none is counted")
+        self._linked.add(child.pfn)
+        if self.kvm.tdp_mmu_pages < len(self._linked):
+            self.fail("I35", f"{where} publishes table {len(self._linked)}", f"{self.kvm.tdp_mmu_pages} are counted")
 
     def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
         super()._check_rights(sp, index, spte, where)
