@@ -17,6 +17,7 @@ from shadowvm.params import KvmParams
 from tests.guest_run import Result, config_for, run_checked
 
 SMALLER = {
+    "asyncpf": ("size=3M work=2000", 3400 << 10),
     "chase": ("nodes=64k steps=5000", 4 * MIB),
     "demand": ("size=3M shared=512k", 4 * MIB),
     "hello": ("", 64 << 10),

@@ -39,7 +39,6 @@ WITHOUT_TEST = {
     "mm/pmd.py": "mm/test_huge.py",
     "kvm/exit.py": "constants and a record",
     "kvm/userspace_io.py": "api/test_vcpu.py",
-    "kvm/stats.py": "counters; the tests of what counts them, and cli/test_run.py",
     "kvm/mmu/leaf_walk.py": "flows/, lab/test_mutations.py and the guests",
     "kvm/inject.py": "kvm/test_intercept.py and flows/",
     "kvm/msr.py": "kvm/test_intercept.py",

@@ -132,6 +132,7 @@ def test_guest_is_right_under_qemu_whatever_the_memory(boot: Boot, name: str) ->
 
 
 SMALLER = {
+    "asyncpf": "size=100k tasks=3 work=50",
     "memtouch": "size=100k passes=3",
     "sieve": "limit=64k segment=5000",
     "qsort": "keys=1000 seed=7",
@@ -149,6 +150,7 @@ SMALLER = {
 
 
 OTHER = {
+    "asyncpf": ["size=120k tasks=3 work=50", "size=100k tasks=3 work=51", "size=100k tasks=3 work=50 passes=3"],
     "memtouch": ["size=96k passes=3", "size=100k passes=2"],
     "sieve": ["limit=65k segment=5000"],
     "qsort": ["keys=999 seed=7", "keys=1000 seed=8"],

@@ -413,7 +413,11 @@ def mmu_set_spte(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
         kvm.flush_remote_tlbs()
         old = 0
     access = fault.access
-    if access & ACC_WRITE_MASK and gfn in kvm.page_hash and not mmu_try_to_unsync_pages(kvm, fault.slot, gfn):
+    if (
+        access & ACC_WRITE_MASK
+        and gfn in kvm.page_hash
+        and not mmu_try_to_unsync_pages(kvm, fault.slot, gfn, prefetch=fault.prefetch)
+    ):
         access &= ~ACC_WRITE_MASK
     spte = make_spte(fault.slot, access, gfn, pfn, fault.map_writable, vcpu.walker.pkey) | kvm.tdp_ad_bits
     wrprot = fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE
