@@ -20,6 +20,13 @@ POISON_PAGE = bytes([POISON_FREE]) * PAGE_SIZE
 ZERO_PAGE = bytes(PAGE_SIZE)
 
 
+def private_map(size: int) -> mmap.mmap:
+    """`size` bytes of zeros that a fork of this process gets its own copy of; real memory only as it is touched."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
+
+
 class Ram:
     """`size` bytes of host RAM; `base` is its address in this process, for native code."""
 
@@ -28,7 +35,7 @@ class Ram:
     def __init__(self, size: int) -> None:
         self.size = size
         self.nr_frames = size >> PAGE_SHIFT
-        self._map = mmap.mmap(-1, size)
+        self._map = private_map(size)
         self._anchor = ctypes.c_char.from_buffer(self._map)
         self.base = ctypes.addressof(self._anchor)
         self.b = memoryview(self._map)

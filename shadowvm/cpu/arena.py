@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
+
+from ..phys import private_map
 
 
 class Arena:
@@ -12,7 +13,7 @@ class Arena:
     __slots__ = ("_anchor", "_map", "address", "b")
 
     def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, max(size, 1))
+        self._map = private_map(max(size, 1))
         self._anchor = ctypes.c_char.from_buffer(self._map)
         self.address = ctypes.addressof(self._anchor)
         self.b = memoryview(self._map)

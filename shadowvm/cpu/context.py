@@ -61,3 +61,11 @@ def restore(env: int, box: memoryview[int], state: bytes) -> None:
         box[word] = value
     ctypes.memmove(env, registers, lay.ENV_SAVED)
     ctypes.memmove(env + lay.ENV_MTRR, mtrrs, lay.MTRR_SIZE)
+
+
+def without_history(state: bytes) -> bytes:
+    """A saved CPU without what equal states may differ in: EFLAGS and the operands that it is computed from, and how
+    the instructions so far were granted."""
+    start = len(state) - lay.MTRR_SIZE - lay.ENV_SAVED
+    words = len(MAGIC) + 8 * 2
+    return state[words : start + lay.ENV_EFLAGS] + state[start + lay.ENV_HFLAGS :]

@@ -360,7 +360,8 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
             irq.check = irq.nmi
     if kvm_entry.on:
         kvm_entry(vcpu.id, engine.rip)
-    reason = engine.enter()
+    debugger = vcpu.kvm.debugger
+    reason = engine.enter() if debugger is None else debugger.enter(vcpu)
     vcpu.link_generation = vcpu.kvm.link_generation
     vcpu.stat.exits += 1
     vcpu.settle_irq()

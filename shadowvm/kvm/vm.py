@@ -8,7 +8,7 @@ read (mmu/tdp_spte.py).
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ..addr import Gfn, Gpa, Hva, Pfn
 from ..events import kvm_flush_remote_tlbs
@@ -46,6 +46,13 @@ KVM_REQ_APF_READY = 1 << 7
 KVM_REQ_MMU_SYNC = 1 << 8
 
 
+class Debugger(Protocol):
+    """Who stops vCPUs between two instructions, unseen by all else."""
+
+    def enter(self, vcpu: Vcpu) -> int:
+        """Enter the guest in as many pieces as it likes: engine.enter()."""
+
+
 class Kvm:
     """One VM on the memory of `mm`.
 
@@ -55,7 +62,8 @@ class Kvm:
     last. elsewhere: what the others have retired. a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
     memslots: what vCPUs see outside of SMM, which is address_spaces[0]; address_spaces[1]: inside of it.
-    params: KVM's knobs. tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
+    debugger: None in an ordinary run. params: KVM's knobs.
+    tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
     by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
     the dirty log. tdp_mmu_roots: every root that anybody holds; tdp_mmu_pages: tables below them. rcu: who looks at
     tables without mmu_lock.
@@ -71,6 +79,7 @@ class Kvm:
         "all_asleep",
         "async_pf_wq",
         "cpu_model",
+        "debugger",
         "elsewhere",
         "link_generation",
         "loaded",
@@ -129,6 +138,7 @@ class Kvm:
         self.cpu_model = cpu_model
         self.turns = turns or Turns()
         self.manual_dirty_log_protect = ManualProtect.OFF
+        self.debugger: Debugger | None = None
         self.loaded: Vcpu | None = None
         self.elsewhere = 0
         self.paused = self.all_asleep = False

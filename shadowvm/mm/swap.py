@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from ..addr import PAGE_SHIFT, PAGE_SIZE
 from ..errors import ConfigError, ModelBug, SwapIOError
 from ..events import mm_vmscan_write_folio, swap_readpage, swap_writepage
-from ..phys import ZERO_PAGE
+from ..phys import ZERO_PAGE, private_map
 
 if TYPE_CHECKING:
     from .host import Host
@@ -51,6 +51,7 @@ class SwapFile:
         "cache_only",
         "fd",
         "hits",
+        "memory",
         "name",
         "nr_free",
         "nr_slots",
@@ -66,6 +67,7 @@ class SwapFile:
         self.nr_slots = self.nr_free = size >> PAGE_SHIFT
         self.swap_map = bytearray(self.nr_slots)
         self.zeromap = bytearray(self.nr_slots)
+        self.memory: memoryview | None = None
         self.cache: dict[int, Page] = {}
         # False once a search found no slot that only the cache needs, until there can be one again.
         self.cache_only = False
@@ -127,6 +129,20 @@ class SwapFile:
             os.ftruncate(self.fd, 0)
         os.close(self.fd)
         self.fd = -1
+
+    def move_to_memory(self) -> None:
+        """Before anything is swapped out: keep pages in memory of this process, of which a fork has its own copy."""
+        self.close()
+        self.memory = memoryview(private_map(max(self.nr_slots << PAGE_SHIFT, 1)))
+
+    def read_slot(self, slot: int) -> bytes:
+        """The page in a slot, for who looks from outside: no counter or event knows of it."""
+        if self.zeromap[slot]:
+            return ZERO_PAGE
+        start = slot << PAGE_SHIFT
+        if self.memory is not None:
+            return bytes(self.memory[start : start + PAGE_SIZE])
+        return os.pread(self.fd, PAGE_SIZE, start)
 
     def alloc_slot(self) -> int | None:
         """folio_alloc_swap(): a slot for the swap cache, next to the last one if that is free. None: swap is full."""
@@ -312,6 +328,9 @@ def _transfer(
     swap: SwapFile, call: Callable[[int, list[memoryview], int], int], what: str, run: list[memoryview], first: int
 ) -> None:
     """One transfer of consecutive slots."""
+    if swap.memory is not None:
+        _copy(swap.memory, what, run, first)
+        return
     try:
         done = call(swap.fd, run, first << PAGE_SHIFT)
     except OSError as error:
@@ -319,3 +338,12 @@ def _transfer(
     if done != len(run) << PAGE_SHIFT:
         slot = first + (done >> PAGE_SHIFT)
         raise SwapIOError(f"swap file {swap.name}: {what} of slot {slot}: short by {(len(run) << 12) - done} bytes")
+
+
+def _copy(memory: memoryview, what: str, run: list[memoryview], first: int) -> None:
+    for slot, frame in enumerate(run, first):
+        page = memory[slot << PAGE_SHIFT : slot + 1 << PAGE_SHIFT]
+        if what == "read":
+            frame[:] = page
+        else:
+            page[:] = frame

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, PAGE_SIZE, Pfn
+from ...addr import PAGE_SHIFT, Pfn
 from ...events import (
     host_pte_change,
     kvm_flush_remote_tlbs,
@@ -18,7 +17,7 @@ from ...events import (
 )
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, spte_pfn
 from ...mm.pgtable import SWP_ENTRY
-from ...phys import POISON_PAGE, ZERO_PAGE
+from ...phys import POISON_PAGE
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
 from .rules import Handler, Rules
 from .tlb import cached_frames, stale_tlb
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 
 def slot_checksum(swap: SwapFile, slot: int) -> int:
     """Of what is in a slot of the swap file."""
-    data = ZERO_PAGE if swap.zeromap[slot] else os.pread(swap.fd, PAGE_SIZE, slot << PAGE_SHIFT)
-    return zlib.crc32(data)
+    return zlib.crc32(swap.read_slot(slot))
 
 
 class FrameRules(Rules):

@@ -1,0 +1,35 @@
+"""Where in a run something is: after how many instructions of all vCPUs, and after how many events."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Position(NamedTuple):
+    """Positions order as the run passes them. Equal numbers name the same state in every run of the same machine.
+
+    events: tracepoint hits so far, counted from 1; the state is that inside the last one, or, if `between` is set,
+    the one before the next instruction.
+    """
+
+    instructions: int
+    events: int
+    between: bool = True
+
+    def __str__(self) -> str:
+        return f"instruction {self.instructions}, event {self.events}{'' if self.between else ' (inside)'}"
+
+
+class Stop(NamedTuple):
+    """Why a machine stands still. kind: instructions, events, point, breakpoint, watchpoint, interrupt or exit.
+
+    text: what to tell the user; vcpu: the CPU that runs there, None for a host thread of another kind; task: that
+    thread. number: of the break that was hit.
+    """
+
+    kind: str
+    position: Position
+    text: str = ""
+    vcpu: int | None = None
+    task: str = ""
+    number: int | None = None

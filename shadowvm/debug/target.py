@@ -1,0 +1,182 @@
+"""A machine under a debugger, in one process: run to a position or a break, stand still there, go on.
+
+The machine runs in a greenlet of its own. A stop switches from wherever it is, inside a fault with its locks held or
+between two instructions, to the debugger's greenlet, and going on switches back: nothing in the machine notices. A
+stop between instructions cuts the budget of an entry in pieces (Debugger of kvm/vm.py), which leaves no event, counter
+or turn behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
+
+import greenlet
+
+from ..cpu.context import without_history
+from ..cpu.engine import CpuExit
+from ..events import REGISTRY, Tracepoint, attached
+from .position import Position, Stop
+
+if TYPE_CHECKING:
+    from ..kvm.vcpu import Vcpu
+    from ..machine import Machine, Outcome
+
+
+class Break(Protocol):
+    """Something to stop at. number: what the user calls it."""
+
+    number: int
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """Which events it looks at."""
+
+    def hit(self, target: Target, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str | None:
+        """What to tell the user if this event is one to stop at."""
+
+
+class Target:
+    """See the module. output: all that the guest has said; outcome: how it ended, None while it has not."""
+
+    def __init__(self, build: Callable[[Callable[[int], None]], Machine]) -> None:
+        self.output = bytearray()
+        self.machine = build(self.output.append)
+        self.outcome: Outcome | None = None
+        self.events = 0
+        self.interrupted = False
+        self.stop = Stop("start", Position(0, 0))
+        self._until = 0
+        self._until_event = 0
+        self._breaks: dict[Tracepoint, list[Break]] = {}
+        self._on_hit: Callable[[Stop], None] = self._stand_still
+        self._debugger = greenlet.getcurrent()
+        self._here = greenlet.greenlet(self._main)
+        self.machine.kvm.debugger = self
+
+    def _main(self) -> None:
+        """The machine's greenlet. It comes to its end in the debugger's, with what it raised."""
+        try:
+            with attached(self._sink, REGISTRY.values()):
+                self.outcome = self.machine.run()
+            text = f"{self.outcome.reason.value}, status {self.outcome.status} {self.outcome.text}"
+            self.stop = Stop("exit", Position(self.machine.instructions, self.events), text.rstrip())
+            error = None
+        except BaseException as raised:
+            error = raised
+        if error is None:
+            self._debugger.switch()
+        else:
+            self._debugger.throw(error)
+
+    @property
+    def position(self) -> Position:
+        """Where the machine stands."""
+        return self.stop.position
+
+    def go(self, until: int = 0, until_event: int = 0, breaks: Sequence[Break] = ()) -> Stop:
+        """Run to `until` instructions or `until_event` events, whichever comes first (0: neither), or to a break."""
+        self._on_hit = self._stand_still
+        return self._go(until, until_event, breaks)
+
+    def last_hit(self, until: Position, breaks: Sequence[Break]) -> Stop | None:
+        """Run to a position without stopping at breaks; the last hit before it."""
+        hits: list[Stop] = []
+        self._on_hit = lambda stop: hits.__setitem__(slice(None), [stop]) if stop.position < until else None
+        self.go_to(until, breaks)
+        return hits[0] if hits else None
+
+    def go_to(self, where: Position, breaks: Sequence[Break] = ()) -> Stop:
+        """Run to a position, which lies ahead."""
+        if where.between:
+            while self.position.instructions < where.instructions or not self.position.between:
+                self._go(where.instructions, 0, breaks)
+                if self.outcome is not None:
+                    break
+        elif self.position < where:
+            self._go(0, where.events, breaks)
+        return self.stop
+
+    def _go(self, until: int, until_event: int, breaks: Sequence[Break]) -> Stop:
+        if self.outcome is not None:
+            return self.stop
+        self._until, self._until_event, self.interrupted = until, until_event, False
+        self._breaks = {}
+        for each in breaks:
+            for tracepoint in each.tracepoints():
+                self._breaks.setdefault(tracepoint, []).append(each)
+        self._debugger = greenlet.getcurrent()
+        self._here.switch()
+        return self.stop
+
+    def _stand_still(self, stop: Stop) -> None:
+        """In the machine's greenlets: give the debugger control until it lets the machine go on."""
+        self.stop = stop
+        self._here = greenlet.getcurrent()
+        self._debugger.switch()
+
+    def _sink(self, tracepoint: Tracepoint, args: tuple[Any, ...]) -> None:
+        self.events += 1
+        breaks = self._breaks.get(tracepoint, ())
+        for each in breaks:
+            text = each.hit(self, tracepoint, args)
+            if text is not None:
+                self._on_hit(self._inside("point", text, each.number))
+                return
+        if self.events == self._until_event:
+            self._stand_still(self._inside("events", f"{tracepoint.name}: {tracepoint.format(args)}"))
+
+    def _inside(self, kind: str, text: str, number: int | None = None) -> Stop:
+        where = Position(self.machine.instructions, self.events, between=False)
+        task = self.machine.sched.current
+        return Stop(kind, where, text, task.vcpu, task.name, number)
+
+    def enter(self, vcpu: Vcpu) -> int:
+        """Enter the guest; stand still between instructions where that was asked for."""
+        engine, kvm = vcpu.engine, vcpu.kvm
+        while True:
+            left = engine.budget
+            piece = min(left, self._until - kvm.instructions) if self._until > kvm.instructions else left
+            if self._until and self._until == kvm.instructions:
+                self._between(vcpu, "instructions")
+                continue
+            engine.set_budget(piece)
+            reason = engine.enter()
+            engine.set_budget(engine.budget + left - piece)
+            if self.interrupted:
+                self.interrupted = False
+                self._between(vcpu, "interrupt")
+            if reason != CpuExit.QUANTUM or engine.budget <= 0:
+                return reason
+
+    def _between(self, vcpu: Vcpu, kind: str) -> None:
+        where = Position(vcpu.kvm.instructions, self.events)
+        self._until = 0
+        self._stand_still(Stop(kind, where, "", vcpu.id, vcpu.sched.current.name))
+
+    def state_hash(self) -> str:
+        """SHA-256 of registers, host memory, swap and counters: equal for equal states, whatever way led there."""
+        digest = hashlib.sha256()
+        machine = self.machine
+        for vcpu in machine.vcpus:
+            digest.update(_architectural(vcpu))
+        digest.update(machine.ram.b)
+        swap = machine.host.swap
+        for slot, count in enumerate(swap.swap_map):
+            if count:
+                digest.update(swap.read_slot(slot))
+        for counters in (machine.host.vmstat.as_dict(), machine.kvm.stat.as_dict(), self.output):
+            digest.update(repr(counters).encode())
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Give real resources back; the machine is not taken down, it may stand anywhere."""
+        with ExitStack() as stack:
+            stack.callback(self.machine.host.close)
+            for vcpu in self.machine.vcpus:
+                stack.callback(vcpu.engine.close)
+
+
+def _architectural(vcpu: Vcpu) -> bytes:
+    return vcpu.engine.rflags.to_bytes(8, "little") + without_history(vcpu.engine.save())

@@ -1,0 +1,136 @@
+"""Back and forward again ends in the same state, inside of faults too; breaks are found backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+from shadowvm.config import MIB
+from shadowvm.debug.position import Position
+from shadowvm.debug.target import Target
+from shadowvm.debug.timeline import Timeline
+from shadowvm.errors import ShadowvmError
+from shadowvm.events import REGISTRY, Tracepoint
+from tests.debug.machines import target_of
+
+RUNS: dict[str, dict[str, Any]] = {
+    "memtouch": {},
+    "ptchurn": {"guest": "ptchurn", "append": "pages=512 rounds=1 switches=8"},
+    "demand": {"guest": "demand", "append": "size=512k shared=256k", "seed": 7},
+    "smp-ipi": {"guest": "smp-ipi", "append": "", "smp": 2, "host_memory": 4 * MIB},
+    "smp-shootdown": {
+        "guest": "smp-shootdown",
+        "append": "pages=64 changes=32 turn=4",
+        "smp": 2,
+        "host_memory": 4 * MIB,
+    },
+    "smp-counter": {"guest": "smp-counter", "append": "", "smp": 2, "host_memory": 3 * MIB, "seed": 3},
+}
+
+
+class At(NamedTuple):
+    """A break at every hit of a tracepoint, for a test."""
+
+    name: str
+    number: int = 1
+
+    def tracepoints(self) -> list[Tracepoint]:
+        return [REGISTRY[self.name]]
+
+    def hit(self, _target: Target, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str:
+        return f"{tracepoint.name}: {tracepoint.format(args)}"
+
+
+@pytest.fixture
+def timeline_of() -> Iterator[Callable[..., Timeline]]:
+    made: list[Timeline] = []
+
+    def make(**arguments: Any) -> Timeline:
+        made.append(Timeline(lambda: target_of(**arguments)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def length_of(timeline: Timeline) -> Position:
+    stop = timeline.go()
+    assert (stop.kind, stop.text) == ("exit", "debug-exit, status 0")
+    return stop.position
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_back_and_forward_again_is_the_same_state(name: str, timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of(**RUNS[name])
+    end = length_of(timeline)
+    timeline.back(end.instructions // 3)
+    here, state = timeline.position, timeline.call("state_hash")
+    for instructions in (1, 2, 37, 1000, 100_000):
+        back = timeline.back(instructions)
+        assert back.position.instructions == max(here.instructions - instructions, 0)
+        timeline.go_to(here)
+        assert (timeline.position, timeline.call("state_hash")) == (here, state)
+
+
+def test_one_instruction_at_a_time_is_the_same_run(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of()
+    end = length_of(timeline)
+    timeline.back(end.instructions // 2)
+    start = timeline.position
+    for number in range(1, 300):
+        assert timeline.go(until=start.instructions + number).position.instructions == start.instructions + number
+    here, state = timeline.position, timeline.call("state_hash")
+    timeline.back(301)
+    timeline.go_to(here)
+    assert (timeline.position, timeline.call("state_hash")) == (here, state)
+    assert timeline.go().position == end
+
+
+def test_inside_a_fault_every_event_can_be_stood_at(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of()
+    timeline.go(breaks=[At("kvm_page_fault")])
+    first = timeline.position.events
+    names = [timeline.stop.text]
+    states = [timeline.call("state_hash")]
+    for event in range(first + 1, first + 30):
+        names.append(timeline.go(until_event=event).text)
+        states.append(timeline.call("state_hash"))
+    assert names[0].startswith("kvm_page_fault")
+    assert any("kvm_mmu_set_spte" in name for name in names)
+    for event in range(first + 28, first - 1, -1):
+        stop = timeline.back_event()
+        assert stop.position.events == event
+        assert timeline.call("state_hash") == states[event - first]
+
+
+def test_a_break_is_found_backwards(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of()
+    breaks = [At("mm_vmscan_write_folio")]
+    hits = []
+    while (stop := timeline.go(breaks=breaks)).kind == "point":
+        hits.append((stop.position, stop.text))
+    assert len(hits) > 100
+    for position, text in reversed(hits[-20:]):
+        stop = timeline.back_to_break(breaks)  # type: ignore[assignment]
+        assert (stop.position, stop.text) == (position, text)
+    assert timeline.back_to_break([At("kvm_inj_virq")]) is None
+    assert timeline.position == Position(0, 0)
+
+
+def test_a_checkpoint_of_the_users_stays(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of()
+    timeline.go(until=123_456)
+    number = timeline.keep()
+    state = timeline.call("state_hash")
+    timeline.go()
+    assert timeline.kept() == {number: Position(123_456, timeline.kept()[number].events)}
+    timeline.go_to(timeline.kept()[number])
+    assert timeline.call("state_hash") == state
+
+
+def test_what_the_configuration_refuses_comes_out() -> None:
+    with pytest.raises(ShadowvmError, match="--host-memory"):
+        Timeline(lambda: target_of(host_memory=4096))
