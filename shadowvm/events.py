@@ -290,6 +290,9 @@ kvm_mmu_unsync_page = Tracepoint(
 )
 kvm_mmu_spte_requested = Tracepoint("kvmmmu", "kvm_mmu_spte_requested", "gfn pfn level", "gfn %x pfn %x level %d")
 kvm_mmu_set_spte = Tracepoint("kvmmmu", "kvm_mmu_set_spte", "gfn spte sptep level", _set_spte_text)
+kvm_mmu_split_huge_page = Tracepoint(
+    "kvmmmu", "kvm_mmu_split_huge_page", "gfn spte level errno", "gfn %x spte %x level %d errno %d"
+)
 kvm_mmu_zap_all_fast = Tracepoint(
     "kvmmmu", "kvm_mmu_zap_all_fast", "mmu_valid_gen mmu_used_pages", "mmu_valid_gen %d used_pages %d"
 )

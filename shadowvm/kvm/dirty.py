@@ -18,6 +18,7 @@ from ..events import kvm_get_dirty_log as trace_get_dirty_log
 from ..x86 import PT_WRITABLE
 from .memslot import KVM_MEM_LOG_DIRTY_PAGES, MemSlot
 from .mmu.rmap import rmap_sptes
+from .mmu.split import kvm_mmu_recover_huge_pages, kvm_mmu_try_split_huge_pages
 from .mmu.spte import mmu_spte_set
 from .mmu.tdp_dirty import kvm_arch_sync_dirty_log, kvm_tdp_mmu_clear_dirty_pt_masked, kvm_tdp_mmu_log_slot
 
@@ -46,14 +47,28 @@ def kvm_alloc_dirty_bitmap(kvm: Kvm, slot: MemSlot) -> None:
 
 
 def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: MemSlot) -> None:
-    """Logging was turned on: take write access from every page. The flush is unconditional (invariant I31)."""
+    """Logging was turned on: take write access from every page; or off: large sptes may come back. May sleep.
+
+    Large sptes are split, or lose write access as a whole, and the store that faults then gets a small one. The flush
+    is unconditional (invariant I31).
+    """
+    if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        if kvm.mm.huge_pmds:
+            kvm_mmu_recover_huge_pages(kvm, slot)
+        return
     if not kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET:
+        _split_huge_pages(kvm, slot, slot.base_gfn, slot.end_gfn)
         kvm.mmu_lock.acquire()
-        _write_protect(kvm, slot, sorted(slot.rmap))
+        _write_protect(kvm, slot, sorted({*slot.rmap, *slot.rmap_large}))
         kvm.mmu_lock.release()
         if kvm.tdp_mmu_enabled:
             kvm_tdp_mmu_log_slot(kvm, slot)
     kvm.flush_remote_tlbs()
+
+
+def _split_huge_pages(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn) -> None:
+    if kvm.params.eager_page_split and slot.rmap_large:
+        kvm_mmu_try_split_huge_pages(kvm, slot, first, last)
 
 
 def kvm_get_dirty_log(kvm: Kvm, slot_id: int) -> bytes:
@@ -99,6 +114,8 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
             raise KvmError(errno.EINVAL, f"memory slot {slot_id}: {len(bitmap)} bytes do not hold {num_pages} bits")
         wanted = (Gfn(slot.base_gfn + first_page + i) for i in range(num_pages) if bitmap[i >> 3] >> (i & 7) & 1)
         assert slot.dirty_bitmap is not None
+        # Those that were there before the log was turned on with a full bitmap.
+        _split_huge_pages(kvm, slot, Gfn(slot.base_gfn + first_page), Gfn(slot.base_gfn + first_page + num_pages))
         kvm.mmu_lock.acquire()
         kvm_arch_sync_dirty_log(kvm, slot)
         cleared = [gfn for gfn in wanted if gfn in slot.dirty_bitmap]

@@ -128,7 +128,7 @@ def _kvm_set_memslot(kvm: Kvm, slots: MemSlots, old: MemSlot | None, new: MemSlo
     elif new.dirty_bitmap is None:
         kvm_alloc_dirty_bitmap(kvm, new)
     _swap_active_memslots(kvm, slots, old, None if change is KvmMrChange.DELETE else new)
-    if change is KvmMrChange.FLAGS_ONLY and new.flags & KVM_MEM_LOG_DIRTY_PAGES:
+    if change is KvmMrChange.FLAGS_ONLY and old is not None and (old.flags ^ new.flags) & KVM_MEM_LOG_DIRTY_PAGES:
         kvm_mmu_slot_apply_flags(kvm, new)
     _limit_mmu_pages(kvm)
 

@@ -13,7 +13,7 @@ from ..errors import ModelBug
 from ..events import kvm_age_hva, kvm_test_age_hva, kvm_unmap_hva_range
 from ..mm.mmu_notifier import MmuNotifier, MmuNotifierRange
 from .memslot import MemSlot
-from .mmu.rmap import kvm_rmap_age, kvm_zap_rmap
+from .mmu.rmap import kvm_rmap_age, kvm_zap_rmap, kvm_zap_rmap_large, large_gfns
 from .mmu.tdp_age import kvm_tdp_mmu_age_gfn_range
 from .mmu.tdp_mmu import kvm_tdp_mmu_unmap_gfn_range
 from .stats import NotifierStat
@@ -42,14 +42,15 @@ class KvmMmuNotifier(MmuNotifier):
             return True
         kvm.mmu_lock.acquire()
         kvm_mmu_invalidate_begin(kvm)
-        before = kvm.stat.pages_4k
+        before = kvm.stat.pages_4k + kvm.stat.pages_2m
         flush = False
         for slot, first, last in ranges:
             kvm_mmu_invalidate_range_add(kvm, first, last)
             if kvm_unmap_gfn_range(kvm, slot, first, last, may_yield=range_.blockable):
                 flush = True
         if flush:
-            self.stat.sptes_zapped += max(before - kvm.stat.pages_4k, 0)  # faults elsewhere may have come between
+            left = kvm.stat.pages_4k + kvm.stat.pages_2m
+            self.stat.sptes_zapped += max(before - left, 0)  # faults elsewhere may have come between
             kvm.flush_remote_tlbs()
         kvm.mmu_lock.release()
         return True
@@ -106,8 +107,11 @@ class KvmMmuNotifier(MmuNotifier):
                 continue
             rmap = slot.rmap
             for gfn in range(first, last):
-                if gfn in rmap and kvm_rmap_age(kvm, slot, gfn, clear=clear):  # type: ignore[arg-type]
+                if gfn in rmap and kvm_rmap_age(kvm, rmap[Gfn(gfn)], clear=clear):
                     young = True
+            if slot.rmap_large:
+                for gfn in large_gfns(slot, first, last):
+                    young = kvm_rmap_age(kvm, slot.rmap_large[gfn], clear=clear) or young
         self.stat.young += young
         return young
 
@@ -143,14 +147,17 @@ def kvm_unmap_gfn_range(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn, *, may_y
     """
     if kvm.tdp_mmu_enabled:
         return kvm_tdp_mmu_unmap_gfn_range(kvm, slot.as_id, first, last, may_yield=may_yield)
+    flush = False
+    if slot.rmap_large:
+        for large in large_gfns(slot, first, last):
+            flush |= kvm_zap_rmap_large(kvm, slot, large)
     rmap = slot.rmap
     if last - first == 1:
-        return kvm_zap_rmap(kvm, slot, first)
+        return kvm_zap_rmap(kvm, slot, first) or flush
     if last - first < len(rmap):
         gfns = [Gfn(gfn) for gfn in range(first, last) if gfn in rmap]
     else:
         gfns = sorted(gfn for gfn in rmap if first <= gfn < last)
-    flush = False
     for gfn in gfns:
         flush |= kvm_zap_rmap(kvm, slot, gfn)
     return flush

@@ -33,6 +33,8 @@ class VmStat(_Counters):
         "mmu_recycled",
         "mmu_shadow_zapped",
         "mmu_unsync",
+        "nx_lpage_splits",
+        "pages_2m",
         "pages_4k",
         "remote_tlb_flush",
         "remote_tlb_flush_requests",
@@ -47,6 +49,8 @@ class VmStat(_Counters):
     mmu_shadow_zapped: int
     mmu_unsync: int
     """Pages that are unsync now."""
+    nx_lpage_splits: int
+    pages_2m: int
     pages_4k: int
     remote_tlb_flush: int
     remote_tlb_flush_requests: int

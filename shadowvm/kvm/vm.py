@@ -66,7 +66,7 @@ class Kvm:
     tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
     by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
     the dirty log. tdp_mmu_roots: every root that anybody holds; tdp_mmu_pages: tables below them. rcu: who looks at
-    tables without mmu_lock.
+    tables without mmu_lock. possible_nx_huge_pages: see mmu/nx_huge_page.py, oldest first.
     async_pf_wq: whose workers bring pages that vCPUs do not wait for. turns: how long each of them may execute. paused:
     all are to return from run(). all_asleep: nothing will ever wake one.
     """
@@ -101,6 +101,7 @@ class Kvm:
         "params",
         "paused",
         "pml",
+        "possible_nx_huge_pages",
         "q",
         "rcu",
         "slots_lock",
@@ -127,6 +128,7 @@ class Kvm:
     ) -> None:
         self.mm = mm
         self.params = params
+        self.possible_nx_huge_pages: dict[Pfn, KvmMmuPage] = {}
         self.tdp_enabled = tdp_enabled
         self.tdp_mmu_enabled = tdp_enabled and bool(params.tdp_mmu)
         self.ad_disabled = tdp_enabled and not params.eptad

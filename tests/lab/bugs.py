@@ -298,7 +298,7 @@ MMU_BUGS = [
     ),
     Bug(
         "tracking of a gone table stays",
-        "I25",
+        "I25 I28",
         [(shadow.kvm_mmu_prepare_zap_page, "unaccount_shadowed(kvm, sp)", "pass")],
         CHURN,
     ),

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Gva
+from ...addr import PAGE_SHIFT, Gfn, Gva
 from ...cpu.mailbox import EXIT_LEVEL, EXIT_TABLE
 from ...events import kvm_mmu_pagetable_walk, kvm_mmu_paging_element
 from ...mm.gup import host_pte
 from ...x86 import PFERR_WRITE, PT_ACCESSED, PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE, PT_PKEY_MASK, PT_PRESENT
 from .guest_walker import ACC_W_U, NONPAGING_LEVEL
+from .large_spte import stays_small
 from .paging_mode import PT32, PT64
 from .permission import permission_fault
 from .spte import ACC_EXEC_MASK, ACC_WRITE_MASK
@@ -53,6 +54,8 @@ def _direct(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
     if (pferr & PFERR_WRITE and not sp.access & ACC_WRITE_MASK) or permission_fault(vcpu, sp.access, sp.pkey, pferr):
         return False
     if sp.gfns:
+        return False
+    if vcpu.kvm.mm.huge_pmds and not stays_small(vcpu, sp, Gfn(sp.gfn + (gva >> PAGE_SHIFT & 511))):
         return False
     walker = vcpu.walker
     walker.level = NONPAGING_LEVEL

@@ -45,7 +45,9 @@ def kvm_mmu_gfn_allow_lpage(slot: MemSlot, gfn: Gfn) -> None:
 
 
 def is_lpage_disallowed(slot: MemSlot, gfn: Gfn) -> bool:
-    """Whether the slot has a reason against a large spte over `gfn`."""
+    """Whether the slot, in which `gfn` is, has a reason against a large spte over it."""
+    if not slot.base_gfn <= gfn < slot.end_gfn:
+        raise ModelBug(f"lpage_info of memory slot {slot.id} is read for gfn {gfn:#x}, which is outside of it")
     return not slot.is_congruent or gfn >> 9 in slot.disallow_lpage
 
 
@@ -56,6 +58,13 @@ def kvm_mmu_max_mapping_level(kvm: Kvm, slot: MemSlot, gfn: Gfn, max_level: int 
     return host_pfn_mapping_level(kvm.mm, slot.vpn(gfn))
 
 
+def is_lpage_possible(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:
+    """Whether a guest page that is large enough gets a large spte."""
+    if not kvm.mm.huge_pmds or not kvm.params.large_pages or slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+        return False
+    return kvm_mmu_max_mapping_level(kvm, slot, gfn) == PG_LEVEL_2M
+
+
 def kvm_mmu_hugepage_adjust(vcpu: Vcpu, fault: KvmPageFault) -> None:
     """Set req_level, goal_level and huge_page_disallowed of a fault whose max_level says what the guest allows.
 
@@ -64,7 +73,9 @@ def kvm_mmu_hugepage_adjust(vcpu: Vcpu, fault: KvmPageFault) -> None:
     kvm = vcpu.kvm
     fault.huge_page_disallowed = fault.error_code & PFERR_FETCH != 0 and kvm.params.nx_huge_pages != 0
     fault.req_level = fault.goal_level = PG_LEVEL_4K
-    if fault.max_level == PG_LEVEL_4K or not kvm.params.large_pages or fault.slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
+    if fault.page.pfn < 0 or fault.max_level == PG_LEVEL_4K or not kvm.params.large_pages:
+        return
+    if fault.slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         return
     fault.req_level = kvm_mmu_max_mapping_level(kvm, fault.slot, fault.gfn)
     if not fault.huge_page_disallowed:

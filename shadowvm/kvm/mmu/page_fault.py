@@ -26,6 +26,7 @@ from ...x86 import (
     PFERR_WRITE,
     PT_ADDR_MASK,
     PT_DIRTY,
+    PT_PAGE_SIZE,
     PT_WRITABLE,
 )
 from ..apf import kvm_can_do_async_pf
@@ -33,9 +34,11 @@ from ..async_pf import kvm_try_async_pf
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_MMU_RELOAD
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
+from .large_spte import mmu_set_large_spte, wants_large_spte
 from .leaf_walk import walk_leaf
 from .mmio_fault import mark_mmio_spte
 from .mmio_spte import KVM_PFN_NOSLOT
+from .nx_huge_page import account_nx_huge_page
 from .paging_mode import PT32
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
@@ -71,6 +74,9 @@ if TYPE_CHECKING:
     from ..memslot import MemSlot
     from ..vcpu import Vcpu
     from ..vm import Kvm
+
+_LINK = SPTE_MMU_PRESENT | PT_PAGE_SIZE
+"""The bits that tell a link to a shadow page: present, and not large."""
 
 _LEVELS_BELOW = tuple(tuple((level, 12 + 9 * level) for level in range(root - 1, 0, -1)) for root in range(6))
 """Levels to build under a root page of each level, topmost first; how far to shift an address for the link to it."""
@@ -170,6 +176,7 @@ def kvm_mmu_page_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
             stat.pf_emulate += 1
             return RET_PF_WRITE_PROTECTED
     fault.access = access
+    fault.huge_page_disallowed = False
     ret = _map(vcpu, fault)
     if ret is RET_PF_FIXED:
         stat.pf_fixed += 1
@@ -303,7 +310,7 @@ def mmu_invalidate_retry_gfn(kvm: Kvm, mmu_seq: int, gfn: Gfn) -> bool:
 
 
 def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
-    """Build the shadow levels down to 4 KiB and set the leaf (FNAME(fetch)). Under mmu_lock.
+    """Build the shadow levels down to the leaf's and set it (FNAME(fetch)). Under mmu_lock.
 
     An existing child is reused only if it shadows the very table, with the very rights, of the walk just made.
     """
@@ -323,13 +330,15 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         spte = q[sptep]
         direct = level < leaf_level
         if direct:
+            if level == 1 and kvm.mm.huge_pmds and wants_large_spte(vcpu, fault, spte):
+                return RET_PF_RETRY if gpte_changed(vcpu, leaf_level) else mmu_set_large_spte(vcpu, fault, sp)
             table_gfn = Gfn(fault.gfn & -1 << 9 * level)
             access = fault.access
         else:
             table_gfn = table_gfns[level]
             access = access_to[level]
         # A link has no bits above the address.
-        child = sp_by_pfn[spte >> PAGE_SHIFT] if spte & SPTE_MMU_PRESENT else None
+        child = sp_by_pfn[spte >> PAGE_SHIFT] if spte & _LINK == SPTE_MMU_PRESENT else None
         if (
             child is None
             or child.gfn != table_gfn
@@ -345,6 +354,8 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
             if child.unsync_children and not mmu_sync_children(vcpu, child):
                 return RET_PF_RETRY
             link_shadow_page(kvm, sptep, child)
+            if level == 1 and direct and fault.huge_page_disallowed:
+                account_nx_huge_page(kvm, child, fault.req_level > 1)
         child.write_flooding_count = 0
         sp = child
     if gpte_changed(vcpu, leaf_level):

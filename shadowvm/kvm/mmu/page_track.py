@@ -27,6 +27,8 @@ def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
         return
     if sp.level > 1 or not kvm.params.unsync:
         kvm_slot_page_track_add_page(slot, sp.gfn)
+    else:
+        kvm_mmu_gfn_disallow_lpage(slot, sp.gfn)
     if rmap_write_protect(kvm, slot, sp.gfn):
         kvm.flush_remote_tlbs()
 
@@ -34,8 +36,12 @@ def account_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
 def unaccount_shadowed(kvm: Kvm, sp: KvmMmuPage) -> None:
     """Stop tracking for one shadow page."""
     slot = kvm.address_spaces[sp.role >> ROLE_SMM_SHIFT].find(sp.gfn)
-    if slot is not None and (sp.level > 1 or not kvm.params.unsync):
+    if slot is None:
+        return
+    if sp.level > 1 or not kvm.params.unsync:
         kvm_slot_page_track_remove_page(slot, sp.gfn)
+    else:
+        kvm_mmu_gfn_allow_lpage(slot, sp.gfn)
 
 
 def kvm_slot_page_track_add_page(slot: MemSlot, gfn: Gfn) -> None:

@@ -102,6 +102,12 @@ def pack_role(
     return role | pkey >> PT_PKEY_SHIFT - _PKEY if pkey else role
 
 
+def split_role(role: int, access: int, pkey: int) -> int:
+    """Of the direct page of level 1 that takes the place of a large spte in a shadow page of `role`."""
+    cpu_role = role & ~(15 << _LEVEL | 1 << _DIRECT | 7 << _ACCESS | 3 << _QUADRANT | 15 << _PKEY)
+    return pack_role(cpu_role, 1, access, True, 0, pkey)
+
+
 def unpack_role(role: int) -> Role:
     """The fields of `role`."""
     return Role(

@@ -38,7 +38,8 @@ class KvmMmuPage:
     """One shadow page.
 
     q: index of its first entry in ram.q. parent_ptes: spteps that link it. gfns: gfn per entry, of a leaf table that
-    is indirect or made while A20 is closed (other direct pages compute it). root_count: vCPU roots that use it.
+    is indirect or made while A20 is closed, and of any indirect page with large sptes; others compute it. root_count:
+    vCPU roots that use it.
     mmu_valid_gen: the VM's when it was made; see zap_all.py. nx_huge_page_disallowed: it stands where a large spte
     would, because the guest executes there; see nx_huge_page.py. scheduled_to_zap: a root of the TDP MMU that is
     invalid and not empty yet. unsync: see unsync.py; unsync_child_bitmap has a bit for each entry behind which there is
@@ -89,6 +90,13 @@ class KvmMmuPage:
         self.invalid = self.scheduled_to_zap = self.unsync = False
         self.unsync_children = self.unsync_child_bitmap = 0
 
+    def note_gfn(self, index: int, gfn: Gfn) -> None:
+        """A large spte is set: an indirect page cannot compute its gfn."""
+        if not self.direct:
+            if not self.gfns:
+                self.gfns = [gfn] * 512
+            self.gfns[index] = gfn
+
     def gfn_of(self, index: int) -> Gfn:
         """The guest frame that entry `index` maps or begins at: kvm_mmu_page_get_gfn()."""
         if self.gfns:
@@ -113,7 +121,7 @@ def kvm_mmu_get_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> tuple[KvmMmuPage
     sp = _find_shadow_page(vcpu, gfn, role)
     created = sp is None
     if sp is None:
-        sp = _alloc_shadow_page(vcpu, gfn, role)
+        sp = _alloc_shadow_page(vcpu.kvm, vcpu.mmu_shadow_page_cache, gfn, role)
     if events.kvm_mmu_get_page.on:
         events.kvm_mmu_get_page(sp.mmu_valid_gen, gfn, role_text(role), sp.root_count, sp.unsync, created)
     return sp, created
@@ -147,15 +155,25 @@ def _find_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage | None:
     return found
 
 
+def get_direct_shadow_page(kvm: Kvm, cache: list[Page], gfn: Gfn, role: int) -> KvmMmuPage:
+    """The direct shadow page of (gfn, role), for no vCPU in particular; a new one takes its frame from `cache`."""
+    for sp in kvm.page_hash.get(gfn, ()):
+        if sp.role == role and not is_obsolete_sp(kvm, sp):
+            return sp
+    sp = _alloc_shadow_page(kvm, cache, gfn, role)
+    if events.kvm_mmu_get_page.on:
+        events.kvm_mmu_get_page(sp.mmu_valid_gen, gfn, role_text(role), 0, False, True)
+    return sp
+
+
 def is_obsolete_sp(kvm: Kvm, sp: KvmMmuPage) -> bool:
     """Whether a page was zapped, or is going to be by kvm_mmu_zap_all_fast(): it is not to be used any more."""
     return sp.invalid or sp.mmu_valid_gen != kvm.mmu_valid_gen
 
 
-def _alloc_shadow_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
-    kvm = vcpu.kvm
+def _alloc_shadow_page(kvm: Kvm, cache: list[Page], gfn: Gfn, role: int) -> KvmMmuPage:
     kvm.stat.mmu_cache_miss += 1
-    page = vcpu.mmu_shadow_page_cache.pop()
+    page = cache.pop()
     kvm.mm.host.ram.zero_page(page.pfn)
     sp = KvmMmuPage(page, gfn, role, kvm.mmu_valid_gen)
     page.private = sp
@@ -211,6 +229,8 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
     if sp.unsync_children:
         for child in mmu_unsync_walk(kvm, sp):
             kvm_mmu_prepare_zap_page(kvm, child, invalid_list)
+    if sp.nx_huge_page_disallowed:
+        unaccount_nx_huge_page(kvm, sp)
     # Not numpy, which would cost every start 10 MiB and half of its time.
     for index in [i for i, entry in enumerate(kvm.q[sp.q : sp.q + 512].tolist()) if entry]:
         mmu_page_zap_pte(kvm, sp, index)
@@ -234,6 +254,13 @@ def kvm_mmu_prepare_zap_page(kvm: Kvm, sp: KvmMmuPage, invalid_list: list[KvmMmu
         return False
     invalid_list.append(sp)
     return True
+
+
+def unaccount_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """The page goes, or is none of those any more that nx_huge_page.py may zap for a large spte to come back."""
+    sp.nx_huge_page_disallowed = False
+    if kvm.possible_nx_huge_pages.pop(sp.pfn, None) is not None:
+        kvm.stat.nx_lpage_splits -= 1
 
 
 def _unhash(kvm: Kvm, sp: KvmMmuPage) -> None:

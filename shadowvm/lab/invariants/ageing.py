@@ -68,14 +68,17 @@ class AgeingRules(Rules):
             self._taken[self._task()] = Pfn((old & PT_ADDR_MASK) >> PAGE_SHIFT)
 
     def _on_referenced(self, pfn: Pfn, referenced: int) -> None:
-        used = self._taken.pop(self._task(), None) == pfn
+        order = self.mm.host.zone.mem_map[pfn].order
+        taken = self._taken.pop(self._task(), None)
+        used = taken is not None and taken >> order == pfn >> order
         if referenced:
             if not used and self.mm.notifiers.clear_flush_young == (self.kvm.notifier,):
                 self.sanitizer.fail("I8", f"pfn {pfn:#x} is taken for young", "neither the host nor a vCPU has used it")
             return
         if used:
             self.sanitizer.fail("I8", f"pfn {pfn:#x} is taken for old", "a mark of its use was cleared")
-        for sptep in sorted(self.shadow.by_pfn.get(pfn, ())):
+        frames = range(pfn, pfn + (1 << order))
+        for sptep in sorted({sptep for frame in frames for sptep in self.shadow.by_pfn.get(Pfn(frame), ())}):
             if self.kvm.q[sptep] & PT_ACCESSED:
                 self.sanitizer.fail(
                     "I8", f"pfn {pfn:#x} is taken for old", f"a vCPU has used it: spte {self.kvm.q[sptep]:#x}"

@@ -108,6 +108,7 @@ _ALL = (
     ),
     Law("I18", "a shadow page is freed only after a flush that followed its unlinking", "roots, shadow pages", BOTH),
     Law("I19", "a present leaf never changes its pfn directly", "sptes", EVENTS),
+    Law("I20", "an entry changes its page size only through non-present and a flush", "sptes, TLBs", EVENTS),
     Law("I21", "each leaf spte is on exactly the rmap list of its gfn", "sptes, rmaps", BOTH),
     Law(
         "I22",
@@ -139,6 +140,18 @@ _ALL = (
         "after a flush, or below a new link, no spte that the guest's tables contradict is left",
         "sptes, guest tables",
         EVENTS,
+    ),
+    Law(
+        "I28",
+        "disallow_lpage of a block counts the shadow pages of guest tables in it, and a ragged end of the slot",
+        "lpage_info, shadow pages",
+        BOTH,
+    ),
+    Law(
+        "I29",
+        "a large spte is for gfns of one slot and a large page of the host, with no table shadowed and nothing logged",
+        "sptes, slots, host ptes",
+        BOTH,
     ),
     Law(
         "I30",

@@ -36,7 +36,7 @@ class SlotRules(Rules):
             if spteps and self.kvm.memslots.find(gfn) is None:
                 self.sanitizer.fail("I34", f"gfn {gfn:#x} is mapped", "no slot has it")
         for slot in self.kvm.memslots.slots:
-            for gfn in slot.rmap:
+            for gfn in (*slot.rmap, *slot.rmap_large):
                 if not slot.base_gfn <= gfn < slot.end_gfn:
                     self.sanitizer.fail("I34", f"slot {slot.id} has an rmap of gfn {gfn:#x}", "it is outside of it")
 
@@ -51,7 +51,7 @@ class SlotRules(Rules):
         gone = self._going.pop(self.sanitizer.machine.sched.current, None)
         if gone is None:
             return
-        for gfn in gone.rmap:
+        for gfn in (*gone.rmap, *gone.rmap_large):
             self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"its gfn {gfn:#x} is mapped")
         for gfn in gone.gfn_write_track:
             self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"its gfn {gfn:#x} has a shadow page")

@@ -21,9 +21,9 @@ from ...events import (
 )
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...mm.gup import host_pte
-from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
+from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_USER, PT_WRITABLE
 from .rules import Handler, Rules
-from .shadow import gfns_of, vpn_of
+from .shadow import Leaf, gfns_of, vpn_of
 from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
@@ -223,25 +223,28 @@ class NotifierRules(Rules):
             return
         widened = not old & SPTE_MMU_PRESENT or (new & ~old & SPTE_MMU_WRITABLE and not old & SPTE_HOST_WRITABLE)
         if widened:
-            self._check_install(leaf.gfn, new)
+            self._check_install(sptep, leaf, new)
 
-    def _check_install(self, gfn: Gfn, spte: int) -> None:
+    def _check_install(self, sptep: int, leaf: Leaf, spte: int) -> None:
+        gfn = leaf.gfn
         what = f"spte {spte:#x} is installed for gfn {gfn:#x}"
         if self._released:
             self.sanitizer.fail("I7", what, "the mm was released")
         vpn = vpn_of(self.kvm, gfn) or 0
-        address = vpn << PAGE_SHIFT
+        start, end = vpn << PAGE_SHIFT, vpn + leaf.npages << PAGE_SHIFT
         for key, range_ in self.open.items():
-            if range_.start <= address < range_.end and key in self._begun:
+            if range_.start < end and start < range_.end and key in self._begun:
                 self.sanitizer.fail("I2", what, f"range {range_.start:#x}-{range_.end:#x} is open")
+        if self._is_split(sptep, leaf):
+            return
         sampled = self._sampled.get(self._task())
-        if sampled is None or sampled[2] != gfn:
+        if sampled is None or not gfn <= sampled[2] < gfn + leaf.npages:
             if not self._looked_up_under_lock(vpn):
                 self.sanitizer.fail("I10", what, "no sequence was sampled for it")
             return
         sampled_at, seq, _ = sampled
         read_vpn, read_at = self._read_at.get(self._task(), (-1, 0))
-        if read_vpn == vpn and read_at < sampled_at:
+        if vpn <= read_vpn < vpn + leaf.npages and read_at < sampled_at:
             self.sanitizer.fail("I10", f"{what}: its frame was looked up first", "the sequence was sampled after that")
         if seq != self.kvm.mmu_invalidate_seq:
             self.sanitizer.fail("I10", f"{what} with sequence {seq}", f"it is {self.kvm.mmu_invalidate_seq} by now")
@@ -255,6 +258,16 @@ class NotifierRules(Rules):
         if lock is self.kvm.mmu_lock:
             self._clock += 1
             self._locked_at = self._clock
+
+    def _is_split(self, sptep: int, leaf: Leaf) -> bool:
+        """A piece of a large spte that is still there, with no more rights: what that was allowed this is."""
+        rights = PT_WRITABLE | SPTE_MMU_WRITABLE | PT_USER
+        for other in self.shadow.by_gfn[leaf.gfn] - {sptep}:
+            large = self.shadow.leaves[other]
+            same = large.pfn - large.gfn == leaf.pfn - leaf.gfn
+            if large.npages > 1 == leaf.npages and same and not leaf.spte & ~large.spte & rights:
+                return True
+        return False
 
     def _on_page_fault(self, vcpu_id: int, rip: int, gva: int, error_code: int) -> None:
         fault = (rip, gva, error_code)

@@ -25,6 +25,7 @@ from .content import ContentRules
 from .dirty import DirtyRules
 from .frames import FrameRules
 from .laws import BOTH, LAWS, STATE, describe, laws_seen
+from .lpage import LpageRules
 from .memslots import SlotRules
 from .mmio import MmioRules
 from .notifier import NotifierRules
@@ -51,6 +52,7 @@ GROUPS: tuple[type[Rules], ...] = (
     SlotRules,
     MmioRules,
     UnsyncRules,
+    LpageRules,
 )
 """Who looks after which laws, besides ShadowRules, whose books the others use."""
 

@@ -59,6 +59,16 @@ class Leaf(NamedTuple):
     gfn: Gfn
     pfn: Pfn
     spte: int
+    npages: int = 1
+    """512 for a large one."""
+
+    def gfns(self) -> list[Gfn]:
+        """Every frame that it maps."""
+        return [Gfn(self.gfn + i) for i in range(self.npages)]
+
+    def pfns(self) -> list[Pfn]:
+        """Every frame that it maps them to."""
+        return [Pfn(self.pfn + i) for i in range(self.npages)]
 
 
 class ShadowRules(Rules):
@@ -104,6 +114,7 @@ class ShadowRules(Rules):
             self._check_leaf(self.kvm.sp_by_pfn[Pfn(sptep >> 9)], sptep, leaf.spte, widened=False)
         for slot in self.kvm.memslots.slots:
             self._changed_gfns.update(slot.rmap)
+            self._changed_gfns.update(Gfn(gfn + i) for gfn in slot.rmap_large for i in range(512))
         self._on_lock_release(self.kvm.mmu_lock)
         for vcpu in self.kvm.vcpus:
             self._on_entry(vcpu.id, 0)
@@ -125,11 +136,11 @@ class ShadowRules(Rules):
         if sp is None:
             self.fail("I22", f"store to {hpa:#x}", "no live shadow page is there")
             return
-        is_leaf = sp.level == 1
-        if is_leaf and old & new & SPTE_MMU_PRESENT and spte_pfn(old) != spte_pfn(new):
+        was_leaf, is_leaf = is_last_spte(old, sp.level), is_last_spte(new, sp.level)
+        if was_leaf and is_leaf and old & new & SPTE_MMU_PRESENT and spte_pfn(old) != spte_pfn(new):
             self.fail("I19", f"spte {old:#x}", f"becomes {new:#x} without having been non-present")
-        if is_leaf:
-            self._book_leaf(sp, sptep, new)
+        if was_leaf or is_leaf:
+            self._book_leaf(sp, sptep, new if is_leaf else 0)
         if new & SPTE_MMU_PRESENT:
             if sp.invalid and not old & SPTE_MMU_PRESENT:
                 self.fail("I34", f"spte {new:#x} is installed", f"in a zapped shadow page of gfn {sp.gfn:#x}")
@@ -141,15 +152,17 @@ class ShadowRules(Rules):
     def _book_leaf(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
         before = self.leaves.pop(sptep, None)
         if before is not None:
-            self._changed_gfns.add(before.gfn)
-            self.by_gfn[before.gfn].discard(sptep)
-            self.by_pfn[before.pfn].discard(sptep)
+            self._changed_gfns.update(before.gfns())
+            for gfn, pfn in zip(before.gfns(), before.pfns(), strict=True):
+                self.by_gfn[gfn].discard(sptep)
+                self.by_pfn[pfn].discard(sptep)
         if spte & SPTE_MMU_PRESENT:
-            leaf = Leaf(sp.gfn_of(sptep & 511), spte_pfn(spte), spte)
+            leaf = Leaf(sp.gfn_of(sptep & 511), spte_pfn(spte), spte, 1 if sp.level == 1 else 512)
             self.leaves[sptep] = leaf
-            self._changed_gfns.add(leaf.gfn)
-            self.by_gfn.setdefault(leaf.gfn, set()).add(sptep)
-            self.by_pfn.setdefault(leaf.pfn, set()).add(sptep)
+            self._changed_gfns.update(leaf.gfns())
+            for gfn, pfn in zip(leaf.gfns(), leaf.pfns(), strict=True):
+                self.by_gfn.setdefault(gfn, set()).add(sptep)
+                self.by_pfn.setdefault(pfn, set()).add(sptep)
 
     def _check_leaf(self, sp: KvmMmuPage, sptep: int, spte: int, *, widened: bool) -> None:
         """Rights are compared when they grow: between a store to a guest table and its zap they may be too wide."""
@@ -162,15 +175,16 @@ class ShadowRules(Rules):
             self._check_rights(sp, sptep & 511, spte, where)
 
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
-        vpn = vpn_of(self.kvm, leaf.gfn)
-        if vpn is None:
-            self.fail("I34", where, "no memslot has this gfn")
-            return
-        pte = host_pte(self.kvm.mm, vpn)
-        if not pte & PT_PRESENT or (pte & PT_ADDR_MASK) >> PAGE_SHIFT != leaf.pfn:
-            self.fail("I23", where, f"the host pte is {pte:#x}, which does not map pfn {leaf.pfn:#x}")
-        if leaf.spte & (PT_WRITABLE | SPTE_MMU_WRITABLE) and not pte & PT_WRITABLE:
-            self.fail("I23", f"{where} is writable", f"the host pte {pte:#x} is read-only")
+        for gfn, pfn in zip(leaf.gfns(), leaf.pfns(), strict=True):
+            vpn = vpn_of(self.kvm, gfn)
+            if vpn is None:
+                self.fail("I34", where, f"no memslot has gfn {gfn:#x}")
+                return
+            pte = host_pte(self.kvm.mm, vpn)
+            if not pte & PT_PRESENT or (pte & PT_ADDR_MASK) >> PAGE_SHIFT != pfn:
+                self.fail("I23", where, f"the host pte of gfn {gfn:#x} is {pte:#x}, which does not map pfn {pfn:#x}")
+            if leaf.spte & (PT_WRITABLE | SPTE_MMU_WRITABLE) and not pte & PT_WRITABLE:
+                self.fail("I23", f"{where} is writable", f"the host pte {pte:#x} of gfn {gfn:#x} is read-only")
 
     def guest_entry(self, sp: KvmMmuPage, index: int) -> int | None:
         """The guest's entry that entry `index` of an indirect page shadows; None if its table is not resident.
@@ -203,7 +217,8 @@ class ShadowRules(Rules):
             return  # nobody walks it any more
         if sp.direct:
             allowed = sp.access
-            expected = Gfn(sp.gfn + index & (A20_GFN_MASK if a20_closed(sp.role) else -1))
+            gfn = sp.gfn + (index << 9 * (sp.level - 1))
+            expected = Gfn(gfn & (A20_GFN_MASK if a20_closed(sp.role) else -1))
             pkey = sp.pkey
         else:
             gpte = self.guest_entry(sp, index)
@@ -216,8 +231,10 @@ class ShadowRules(Rules):
                     "I23", f"{where} is writable", f"the guest's entry {gpte:#x} would miss the store: it is clean"
                 )
             allowed = sp.access & entry_access(gpte)
-            expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT)
+            expected = Gfn((gpte & PT_ADDR_MASK) >> PAGE_SHIFT & -1 << 9 * (sp.level - 1))
             pkey = gpte & PT_PKEY_MASK
+            if sp.level > 1 and not gpte & PT_PAGE_SIZE:
+                self.fail("I23", f"{where} is large", f"the guest's entry {gpte:#x} is not")
         if sp.gfn_of(index) != expected:
             self.fail("I23", where, f"the guest's tables say gfn {expected:#x}")
         if spte & PT_PKEY_MASK != pkey:
@@ -301,8 +318,13 @@ class ShadowRules(Rules):
 
     def _check_counters(self) -> None:
         kvm = self.kvm
-        if kvm.stat.pages_4k != len(self.leaves):
-            self.fail("I35", f"pages_4k is {kvm.stat.pages_4k}", f"{len(self.leaves)} leaves are present")
+        large = sum(leaf.npages > 1 for leaf in self.leaves.values())
+        if (kvm.stat.pages_4k, kvm.stat.pages_2m) != (len(self.leaves) - large, large):
+            self.fail(
+                "I35",
+                f"pages_4k is {kvm.stat.pages_4k}, pages_2m {kvm.stat.pages_2m}",
+                f"{len(self.leaves) - large} and {large} leaves are present",
+            )
         live = sum(not sp.invalid for sp in kvm.sp_by_pfn.values())
         hashed = sum(len(bucket) for bucket in kvm.page_hash.values())
         if not len(kvm.active_mmu_pages) == live == hashed:
@@ -334,7 +356,7 @@ class ShadowRules(Rules):
         for sp in self.kvm.sp_by_pfn.values():
             for sptep in self._present(sp):
                 index, spte = sptep & 511, self.kvm.q[sptep]
-                if sp.level > 1:
+                if not is_last_spte(spte, sp.level):
                     self._check_link(sp, sp.q + index, spte)
                     continue
                 found += 1

@@ -50,8 +50,8 @@ class TlbRules(Rules):
         """What a TLB may hold is mapped by an spte, as widely; no root in use was zapped."""
         self.shadow.adopt()
         leaves = self.shadow.leaves.values()
-        mapped = {leaf.pfn for leaf in leaves}
-        writable = {leaf.pfn for leaf in leaves if leaf.spte & SPTE_MMU_WRITABLE}
+        mapped = {pfn for leaf in leaves for pfn in leaf.pfns()}
+        writable = {pfn for leaf in leaves if leaf.spte & SPTE_MMU_WRITABLE for pfn in leaf.pfns()}
         for vcpu in self.kvm.vcpus:
             obsolete = any(is_obsolete_root(self.kvm, root) for root in vcpu.roots)
             if obsolete and not vcpu.requests & KVM_REQ_MMU_FREE_OBSOLETE_ROOTS:

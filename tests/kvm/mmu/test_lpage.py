@@ -15,7 +15,7 @@ HVA = Hva(0x7F00_0000_0000)
 def disallowed(slot: MemSlot) -> list[int]:
     """The blocks of a slot where no large spte may be."""
     blocks = range(slot.base_gfn >> 9, (slot.end_gfn - 1 >> 9) + 1)
-    return [block for block in blocks if is_lpage_disallowed(slot, Gfn(block << 9 | 511))]
+    return [block for block in blocks if is_lpage_disallowed(slot, Gfn(max(slot.base_gfn, block << 9)))]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +36,12 @@ def test_ragged_ends_of_a_slot(base: int, npages: int, blocks: list[int]) -> Non
 
 def test_gfns_and_hvas_out_of_step() -> None:
     assert disallowed(MemSlot(0, Gfn(0), 1024, Hva(HVA + 4096))) == [0, 1]
+
+
+def test_outside_of_the_slot_there_is_nothing_to_read() -> None:
+    for gfn in (511, 1024):
+        with pytest.raises(ModelBug, match="outside"):
+            is_lpage_disallowed(MemSlot(0, Gfn(512), 512, Hva(HVA + (512 << 12))), Gfn(gfn))
 
 
 def test_every_reason_counts() -> None:

@@ -20,7 +20,7 @@ from shadowvm.machine import Machine
 from shadowvm.mm.mmu_notifier import NO_SUBSCRIPTIONS
 from shadowvm.mm.page_alloc import put_page
 from shadowvm.mm.pgtable import pte_index
-from shadowvm.x86 import PT_USER, PT_WRITABLE
+from shadowvm.x86 import PT_PAGE_SIZE, PT_USER, PT_WRITABLE
 from tests.guest_run import config_for
 from tests.lab.broken import break_functions
 from tests.lab.bugs import SKIP_FLUSH, SKIP_YOUNG_FLUSH
@@ -100,6 +100,12 @@ def drop_slots(machine: Machine) -> None:
         machine.kvm.memslots.replace(slot, None)
 
 
+def make_link_large(machine: Machine) -> None:
+    sp = next(sp for sp in machine.kvm.sp_by_pfn.values() if sp.level == 2)
+    sptep = next(sptep for sptep in range(sp.q, sp.q + 512) if machine.kvm.q[sptep])
+    machine.kvm.q[sptep] |= PT_PAGE_SIZE
+
+
 def write_free(machine: Machine) -> None:
     machine.ram.q[machine.host.zone.free_list[-1].pfn << 9] = 1
 
@@ -133,6 +139,8 @@ STATE: list[tuple[str, Callable[[Machine], object]]] = [
     ("I25", shadow_a_writable_page),
     ("I26", lambda m: setattr(m.kvm.stat, "mmu_unsync", m.kvm.stat.mmu_unsync + 1)),
     ("I32", deny_memory),
+    ("I28", lambda m: m.kvm.memslots.slots[0].disallow_lpage.clear()),
+    ("I29", make_link_large),
     ("I34", drop_slots),
     ("I35", lambda m: setattr(m.kvm.stat, "pages_4k", m.kvm.stat.pages_4k + 1)),
     ("FRAME", lambda m: setattr(m.host.zone.free_list[-1], "refcount", 1)),
