@@ -21,6 +21,7 @@ from .mmu.rmap import rmap_sptes
 from .mmu.split import kvm_mmu_recover_huge_pages, kvm_mmu_try_split_huge_pages
 from .mmu.spte import mmu_spte_set
 from .mmu.tdp_dirty import kvm_arch_sync_dirty_log, kvm_tdp_mmu_clear_dirty_pt_masked, kvm_tdp_mmu_log_slot
+from .mmu.tdp_huge import kvm_tdp_mmu_recover_huge_pages, kvm_tdp_mmu_try_split_huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +55,7 @@ def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: MemSlot) -> None:
     """
     if not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         if kvm.mm.huge_pmds:
-            kvm_mmu_recover_huge_pages(kvm, slot)
+            (kvm_tdp_mmu_recover_huge_pages if kvm.tdp_mmu_enabled else kvm_mmu_recover_huge_pages)(kvm, slot)
         return
     if not kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET:
         _split_huge_pages(kvm, slot, slot.base_gfn, slot.end_gfn)
@@ -67,8 +68,9 @@ def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: MemSlot) -> None:
 
 
 def _split_huge_pages(kvm: Kvm, slot: MemSlot, first: Gfn, last: Gfn) -> None:
-    if kvm.params.eager_page_split and slot.rmap_large:
-        kvm_mmu_try_split_huge_pages(kvm, slot, first, last)
+    if kvm.params.eager_page_split and kvm.stat.pages_2m:
+        split = kvm_tdp_mmu_try_split_huge_pages if kvm.tdp_mmu_enabled else kvm_mmu_try_split_huge_pages
+        split(kvm, slot, first, last)
 
 
 def kvm_get_dirty_log(kvm: Kvm, slot_id: int) -> bytes:

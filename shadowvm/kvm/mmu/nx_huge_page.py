@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...addr import Gfn
 from .role import ROLE_SMM_SHIFT
 from .shadow import KvmMmuPage, kvm_mmu_commit_zap_page, kvm_mmu_prepare_zap_page, unaccount_nx_huge_page
+from .spte import SPTE_MMU_PRESENT, spte_pfn
+from .tdp_iter import TdpIter
+from .tdp_spte import tdp_mmu_set_spte
 
 if TYPE_CHECKING:
     from ..vm import Kvm
@@ -24,6 +28,18 @@ def account_nx_huge_page(kvm: Kvm, sp: KvmMmuPage, nx_huge_page_possible: bool) 
     if nx_huge_page_possible and sp.pfn not in kvm.possible_nx_huge_pages:
         kvm.possible_nx_huge_pages[sp.pfn] = sp
         kvm.stat.nx_lpage_splits += 1
+
+
+def kvm_tdp_mmu_zap_possible_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:
+    """Zap a table of the TDP MMU, and flush. mmu_lock is held for write."""
+    kvm.rcu.read_lock()
+    for root in kvm.tdp_mmu_roots:
+        walk = TdpIter(kvm, root, sp.gfn, Gfn(sp.gfn + 1), min_level=sp.level + 1)
+        while walk.next():
+            if walk.level > sp.level and spte_pfn(walk.old_spte) == sp.pfn and walk.old_spte & SPTE_MMU_PRESENT:
+                tdp_mmu_set_spte(kvm, walk.sptep, walk.gfn, walk.level, 0)
+    kvm.flush_remote_tlbs()
+    kvm.rcu.read_unlock()
 
 
 def kvm_recover_nx_huge_pages(kvm: Kvm) -> int:
@@ -46,6 +62,9 @@ def kvm_recover_nx_huge_pages(kvm: Kvm) -> int:
             unaccount_nx_huge_page(kvm, sp)
             continue
         zapped += 1
+        if kvm.tdp_mmu_enabled:
+            kvm_tdp_mmu_zap_possible_nx_huge_page(kvm, sp)
+            continue
         kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)
         if len(invalid_list) == NX_RECOVERY_BATCH:
             kvm_mmu_commit_zap_page(kvm, invalid_list)

@@ -58,12 +58,13 @@ def _leaves_of_slot(kvm: Kvm, slot: MemSlot) -> Iterator[TdpIter]:
 
 def kvm_tdp_mmu_clear_dirty_pt_masked(kvm: Kvm, slot: MemSlot, gfns: Iterable[Gfn]) -> None:
     """The log forgets these frames: their next store must be noticed. mmu_lock is held for write."""
-    mask = PT_DIRTY if kvm.pml else PT_WRITABLE
     for gfn in gfns:
         for sptep in tdp_leaves(kvm, slot.as_id, gfn):
             spte = kvm.q[sptep]
+            first, level = gfn_and_level(kvm, sptep)
+            mask = PT_DIRTY if kvm.pml and level == 1 else PT_WRITABLE
             if spte & mask:
-                tdp_mmu_set_spte(kvm, sptep, *gfn_and_level(kvm, sptep), spte & ~mask)
+                tdp_mmu_set_spte(kvm, sptep, first, level, spte & ~mask)
 
 
 def kvm_tdp_mmu_write_protect_gfn(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> bool:

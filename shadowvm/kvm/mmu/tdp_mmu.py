@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import Gfn
+from ...addr import Gfn, Pfn
 from ...errors import ModelBug
 from ...events import kvm_mmu_get_page, kvm_mmu_set_spte, kvm_mmu_spte_requested, mark_mmio_spte
-from ...x86 import PFERR_WRITE, PT_ADDR_MASK, PT_PAGE_SIZE
+from ...x86 import PFERR_WRITE, PT_ADDR_MASK, PT_NX, PT_PAGE_SIZE
+from .lpage import PG_LEVEL_2M, PG_LEVEL_4K, disallowed_hugepage_adjust, kvm_mmu_hugepage_adjust
 from .mmio_spte import MMIO_SPTE_GEN_MASK, make_mmio_spte
+from .nx_huge_page import account_nx_huge_page
 from .role import ROLE_SMM_SHIFT, kvm_calc_tdp_mmu_root_page_role, pack_role, role_text
 from .spte import (
     ACC_ALL,
@@ -37,6 +39,7 @@ from .tdp_spte import (
     tdp_mmu_link_sp,
     tdp_mmu_set_spte,
     tdp_mmu_set_spte_atomic,
+    tdp_mmu_split_huge_page,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
     from .page_fault import KvmPageFault
     from .shadow import KvmMmuPage
 
+_LINK = SPTE_MMU_PRESENT | PT_PAGE_SIZE
+"""The bits that tell a link to a table: present, and not large."""
 TDP_ROOT_LEVEL = 4
 TDP_GFNS = Gfn(1 << 9 * TDP_ROOT_LEVEL)
 """As many frames as a root covers."""
@@ -63,7 +68,7 @@ def kvm_tdp_mmu_alloc_root(vcpu: Vcpu) -> KvmMmuPage:
         if root.role == role and not root.invalid:
             break
     else:
-        root = tdp_mmu_alloc_sp(vcpu, Gfn(0), TDP_ROOT_LEVEL, role)
+        root = tdp_mmu_alloc_sp(kvm, vcpu.mmu_shadow_page_cache, Gfn(0), TDP_ROOT_LEVEL, role)
         root.root_count = 1
         kvm.tdp_mmu_roots.append(root)
         if kvm_mmu_get_page.on:
@@ -186,6 +191,10 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     root = vcpu.root.pages[0]
     assert root is not None, "a nested root is a table"
     table, level, shift = root.q, TDP_ROOT_LEVEL, 9 * TDP_ROOT_LEVEL - 9
+    fault.goal_level = PG_LEVEL_4K
+    if kvm.mm.huge_pmds:
+        fault.max_level = PG_LEVEL_2M
+        kvm_mmu_hugepage_adjust(vcpu, fault)
     rcu.read_lock()
     while True:
         sptep = table + (gfn >> shift & 511)
@@ -193,11 +202,13 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         if spte == FROZEN_SPTE:
             ret = RET_PF_RETRY
             break
-        if level == 1:
+        if level == PG_LEVEL_2M == fault.goal_level:
+            disallowed_hugepage_adjust(kvm, fault, spte, level)
+        if level == fault.goal_level:
             ret = _map_target_level(vcpu, fault, sptep, spte, level)
             break
         if not spte & SPTE_MMU_PRESENT or spte & PT_PAGE_SIZE:
-            if not _add_table(vcpu, root, sptep, gfn, level, spte):
+            if not _add_table(vcpu, fault, root, sptep, level, spte):
                 ret = RET_PF_RETRY
                 break
             spte = q[sptep]
@@ -208,14 +219,18 @@ def kvm_tdp_mmu_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     return ret
 
 
-def _add_table(vcpu: Vcpu, root: KvmMmuPage, sptep: int, gfn: int, level: int, spte: int) -> bool:
-    """A table below an entry of `level` that was `spte`; False if somebody was there first."""
-    first = Gfn(gfn >> 9 * (level - 1) << 9 * (level - 1))
-    sp = tdp_mmu_alloc_sp(vcpu, first, level - 1, root.role)
-    if tdp_mmu_link_sp(vcpu.kvm, sptep, first, spte, sp):
-        return True
-    tdp_mmu_free_sp(vcpu.kvm, sp)
-    return False
+def _add_table(vcpu: Vcpu, fault: KvmPageFault, root: KvmMmuPage, sptep: int, level: int, spte: int) -> bool:
+    """A table below an entry of `level` that was `spte`, perhaps a large leaf; False if somebody was there first."""
+    kvm = vcpu.kvm
+    first = Gfn(fault.gfn >> 9 * (level - 1) << 9 * (level - 1))
+    sp = tdp_mmu_alloc_sp(kvm, vcpu.mmu_shadow_page_cache, first, level - 1, root.role)
+    split = spte & SPTE_MMU_PRESENT
+    if not (tdp_mmu_split_huge_page if split else tdp_mmu_link_sp)(kvm, sptep, first, spte, sp):
+        tdp_mmu_free_sp(kvm, sp)
+        return False
+    if level == PG_LEVEL_2M and kvm.mm.huge_pmds and fault.huge_page_disallowed:
+        account_nx_huge_page(kvm, sp, fault.req_level >= level)
+    return True
 
 
 def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, level: int) -> RetPf:
@@ -224,12 +239,18 @@ def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, lev
     gfn = fault.gfn
     pfn = fault.page.pfn
     if pfn < 0:
-        return _set_mmio_spte(vcpu, sptep, fault.gfn, old)
+        return _set_mmio_spte(vcpu, sptep, gfn, old)
+    if level == PG_LEVEL_2M:
+        if old & _LINK == SPTE_MMU_PRESENT:
+            return _zap_table_for_leaf(kvm, sptep, Gfn(gfn & -512), old)
+        gfn, pfn = Gfn(gfn & -512), Pfn(pfn & -512)
     if kvm_mmu_spte_requested.on:
         kvm_mmu_spte_requested(gfn, pfn, level)
     if old & SPTE_MMU_PRESENT and (fault.prefetch or is_access_allowed(old, fault.error_code)):
         return RET_PF_SPURIOUS
     spte = make_spte(fault.slot, fault.access, gfn, pfn, fault.map_writable) | kvm.tdp_ad_bits
+    if level == PG_LEVEL_2M:
+        spte |= PT_PAGE_SIZE | PT_NX if kvm.params.nx_huge_pages else PT_PAGE_SIZE
     if spte == old:
         ret = RET_PF_SPURIOUS
     elif not tdp_mmu_set_spte_atomic(kvm, sptep, gfn, level, old, spte):
@@ -245,6 +266,17 @@ def _map_target_level(vcpu: Vcpu, fault: KvmPageFault, sptep: int, old: int, lev
     if fault.error_code & PFERR_WRITE and not spte & SPTE_MMU_WRITABLE:
         return RET_PF_WRITE_PROTECTED
     return ret
+
+
+def _zap_table_for_leaf(kvm: Kvm, sptep: int, gfn: Gfn, old: int) -> RetPf:
+    """A large leaf is to be where a table is, which goes first, with a flush (I20); the fault is then made again.
+
+    The entry stays frozen until the flush is asked for: no small leaf may come back in between.
+    """
+    if tdp_mmu_set_spte_atomic(kvm, sptep, gfn, PG_LEVEL_2M, old, FROZEN_SPTE):
+        kvm.flush_remote_tlbs()
+        tdp_mmu_set_spte(kvm, sptep, gfn, PG_LEVEL_2M, 0)
+    return RET_PF_RETRY
 
 
 def _set_mmio_spte(vcpu: Vcpu, sptep: int, gfn: Gfn, old: int) -> RetPf:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ... import events
-from ...addr import Gfn
+from ...addr import PAGE_SHIFT, Gfn
 from ...errors import ModelBug
 from ...mm.page_alloc import put_page
-from ...x86 import PT_ADDR_MASK, PT_DIRTY, PT_PAGE_SIZE
+from ...x86 import PT_ADDR_MASK, PT_DIRTY, PT_NX, PT_PAGE_SIZE
 from .role import ROLE_LEVEL, ROLE_SMM_SHIFT
-from .shadow import KvmMmuPage
+from .shadow import KvmMmuPage, unaccount_nx_huge_page
 from .spte import (
     FROZEN_SPTE,
     SPTE_MMU_PRESENT,
@@ -26,17 +26,17 @@ from .spte import (
 )
 
 if TYPE_CHECKING:
-    from ..vcpu import Vcpu
+    from ...mm.page_alloc import Page
     from ..vm import Kvm
 
 
-def tdp_mmu_alloc_sp(vcpu: Vcpu, gfn: Gfn, level: int, role: int) -> KvmMmuPage:
+def tdp_mmu_alloc_sp(kvm: Kvm, cache: list[Page], gfn: Gfn, level: int, role: int) -> KvmMmuPage:
     """A table of `level` that begins at `gfn`, empty and not linked; `role` is that of its root.
 
-    It is known from here on: as soon as it is linked another task may unlink it, and must find it.
+    Its frame is from `cache`. It is known from here on: as soon as it is linked another task may unlink it, and must
+    find it.
     """
-    kvm = vcpu.kvm
-    page = vcpu.mmu_shadow_page_cache.pop()
+    page = cache.pop()
     kvm.mm.host.ram.zero_page(page.pfn)
     sp = KvmMmuPage(page, gfn, role & ~ROLE_LEVEL | level, kvm.mmu_valid_gen)
     page.private = sp
@@ -104,13 +104,46 @@ def handle_changed_spte(kvm: Kvm, sptep: int, gfn: Gfn, level: int, old: int, ne
     if is_leaf:
         check_spte_writable_invariants(new)
         if not was_leaf:
-            kvm.stat.pages_4k += 1
+            _count_leaves(kvm, level, 1)
     elif was_leaf:
-        kvm.stat.pages_4k -= 1
+        _count_leaves(kvm, level, -1)
         if kvm.pml and old & PT_DIRTY:
             _log_dirty(kvm, sptep, gfn)
     if was_present and not was_leaf and (is_leaf or not is_present):
         _handle_removed_pt(kvm, kvm.sp_by_pfn[spte_pfn(old)], shared)
+
+
+def _count_leaves(kvm: Kvm, level: int, change: int) -> None:
+    """kvm_update_page_stats()."""
+    if level == 1:
+        kvm.stat.pages_4k += change
+    else:
+        kvm.stat.pages_2m += change
+
+
+def tdp_mmu_split_huge_page(kvm: Kvm, sptep: int, gfn: Gfn, spte: int, sp: KvmMmuPage) -> bool:
+    """Put the table `sp` in the place of a large leaf: 512 small ones that map the same.
+
+    False if the leaf has changed; then `sp` is empty again. NX huge pages: what a large leaf may not, small ones may.
+    """
+    small = spte & ~(PT_PAGE_SIZE | PT_NX) if kvm.params.nx_huge_pages else spte & ~PT_PAGE_SIZE
+    for index in range(512):
+        _fill(kvm, sp.q + index, small + (index << PAGE_SHIFT))
+    # The books of leaves have them from here on, as if they were linked.
+    kvm.stat.pages_4k += 512
+    if tdp_mmu_link_sp(kvm, sptep, gfn, spte, sp):
+        return True
+    kvm.stat.pages_4k -= 512
+    for index in range(512):
+        _fill(kvm, sp.q + index, 0)
+    return False
+
+
+def _fill(kvm: Kvm, sptep: int, new: int) -> None:
+    """Store an entry of a table that nobody else knows of."""
+    if events.spte_change.on:
+        events.spte_change(sptep * 8, kvm.q[sptep], new)
+    kvm.q[sptep] = new
 
 
 def _as_id(kvm: Kvm, sptep: int) -> int:
@@ -129,6 +162,8 @@ def _handle_removed_pt(kvm: Kvm, sp: KvmMmuPage, shared: bool) -> None:
     """handle_removed_pt(): no entry of an unlinked table may become present again, whoever still stands in it."""
     kvm.tdp_mmu_pages -= 1
     sp.invalid = True
+    if sp.nx_huge_page_disallowed:
+        unaccount_nx_huge_page(kvm, sp)
     level, q = sp.level, kvm.q
     for index in range(512):
         sptep = sp.q + index

@@ -65,13 +65,10 @@ class LpageRules(Rules):
             self._check_large(sp, sptep, new, installed=old & _LARGE != _LARGE)
 
     def _check_size(self, sptep: int, old: int, new: int) -> None:
-        """The TDP MMU may put a table in the place of a large leaf, if that maps the same, and the other way round.
-
-        It has to flush for the leaves that go by that, which is I16.
-        """
+        """The TDP MMU may put a table in the place of a large leaf: its small ones map the same."""
         was, will_be = old & SPTE_MMU_PRESENT, new & SPTE_MMU_PRESENT
         if was and will_be:
-            if (old ^ new) & PT_PAGE_SIZE and not self.kvm.tdp_mmu_enabled:
+            if (old ^ new) & PT_PAGE_SIZE and not (self.kvm.tdp_mmu_enabled and old & PT_PAGE_SIZE):
                 self.sanitizer.fail("I20", f"spte {old:#x} at {sptep * 8:#x}", f"becomes {new:#x}, of another size")
         elif was:
             self._sizes.setdefault(sptep, old & PT_PAGE_SIZE)

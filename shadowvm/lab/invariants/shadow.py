@@ -325,6 +325,10 @@ class ShadowRules(Rules):
                 f"pages_4k is {kvm.stat.pages_4k}, pages_2m {kvm.stat.pages_2m}",
                 f"{len(self.leaves) - large} and {large} leaves are present",
             )
+        self._check_pages()
+
+    def _check_pages(self) -> None:
+        kvm = self.kvm
         live = sum(not sp.invalid for sp in kvm.sp_by_pfn.values())
         hashed = sum(len(bucket) for bucket in kvm.page_hash.values())
         if not len(kvm.active_mmu_pages) == live == hashed:

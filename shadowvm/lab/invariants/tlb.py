@@ -16,6 +16,7 @@ from ...events import kvm_entry, kvm_flush_remote_tlbs, lock_release, spte_chang
 from ...kvm.mmu.root import is_obsolete_root
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...kvm.vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_TLB_FLUSH
+from ...x86 import PT_PAGE_SIZE
 from .rules import Handler, Rules
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class TlbRules(Rules):
 
     def _on_spte_change(self, hpa: int, old: int, new: int) -> None:
         removed = old & SPTE_MMU_PRESENT and not new & SPTE_MMU_PRESENT
-        narrowed = old & SPTE_MMU_WRITABLE and not new & SPTE_MMU_WRITABLE
+        is_split = old & PT_PAGE_SIZE and new & SPTE_MMU_PRESENT and not new & PT_PAGE_SIZE
+        narrowed = old & SPTE_MMU_WRITABLE and not new & SPTE_MMU_WRITABLE and not is_split
         if removed or narrowed:
             self._unflushed[self.sanitizer.machine.sched.current] = f"spte at {hpa:#x}: {old:#x} became {new:#x}"
         if removed and not self.kvm.mmu_lock.held:

@@ -306,7 +306,7 @@ def test_a_link_names_a_table_that_is_known() -> None:
     kvm = make_vm()
     cpu = cpus_of(kvm)[0]
     cpu.enter()
-    sp = tdp_mmu_alloc_sp(cpu, Gfn(0), 3, kvm.tdp_mmu_roots[0].role)
+    sp = tdp_mmu_alloc_sp(kvm, cpu.mmu_shadow_page_cache, Gfn(0), 3, kvm.tdp_mmu_roots[0].role)
     assert kvm.sp_by_pfn[sp.pfn] is sp
     assert (sp.level, sp.gfn, sp.direct) == (3, 0, True)
     assert make_nonleaf_spte(sp.pfn) & SPTE_MMU_PRESENT
