@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowvm.config import MIB
+from shadowvm.config import MIB, MMUS
 from tests.boot.images import multiboot_elf, qemu
 from tests.cpu.asm import asm
 from tests.guest_run import config_for, run_checked
@@ -46,11 +46,12 @@ CASES = {
 
 @pytest.mark.parametrize("case", sorted(CASES))
 @pytest.mark.parametrize("host_memory", [16 * MIB, 2 * MIB], ids=["plenty", "little"])
-def test_a20(case: str, host_memory: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mmu", MMUS)
+def test_a20(case: str, host_memory: int, mmu: str, tmp_path: Path) -> None:
     source, status = CASES[case]
     image = tmp_path / "image"
     image.write_bytes(multiboot_elf(asm(source, 0x40000C, 32)))
-    result = run_checked(config_for(str(image), host_memory=host_memory))
+    result = run_checked(config_for(str(image), host_memory=host_memory, mmu=mmu))
     assert result.law is None, result.report
     assert result.outcome is not None
     assert result.outcome.status == status
