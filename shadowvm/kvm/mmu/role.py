@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_NX, PT_PKEY_SHIFT
+from ...x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_PSE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NX, PT_PKEY_SHIFT
 from .spte import ACC_ALL
 
 _LEVEL, _DIRECT, _ACCESS = 0, 4, 5
 _EFER_NX, _CR0_WP, _SMEP_ANDNOT_WP, _SMAP_ANDNOT_WP = 8, 9, 10, 11
 _HAS_4_BYTE_GPTE, _QUADRANT, _CR4_PSE, _PKE_ANDNOT_WP = 12, 13, 15, 16
-_PKEY, _A20_CLOSED, _AD_DISABLED, _SMM = 17, 21, 23, 24
+_PKEY, _A20_CLOSED, _PAE, _AD_DISABLED, _SMM = 17, 21, 22, 23, 24
 
 ROLE_LEVEL = 15 << _LEVEL
 ROLE_CR0_WP, ROLE_A20_CLOSED = 1 << _CR0_WP, 1 << _A20_CLOSED
@@ -53,6 +53,7 @@ class Role(NamedTuple):
     pkey: int
     """As PT_PKEY_MASK bits."""
     a20_closed: bool
+    pae: bool
     ad_disabled: bool
     smm: bool
     """Made in address space 1."""
@@ -69,6 +70,9 @@ def kvm_calc_cpu_role(cr0: int, cr4: int, efer: int, a20_closed: bool = False, s
     if not cr4 & CR4_PAE:
         # KVM has CR4.PSE in the extended role only; here the links of a shadow page depend on it.
         role |= 1 << _HAS_4_BYTE_GPTE | (1 << _CR4_PSE if cr4 & CR4_PSE else 0)
+    elif not efer & EFER_LMA:
+        # KVM lets a PAE guest and a 64-bit one share pages, though bits 62:52 are reserved for the former alone.
+        role |= 1 << _PAE
     if efer & EFER_NX:
         role |= 1 << _EFER_NX
     if cr0 & CR0_WP:
@@ -124,6 +128,7 @@ def unpack_role(role: int) -> Role:
         bool(role >> _PKE_ANDNOT_WP & 1),
         (role >> _PKEY & 15) << PT_PKEY_SHIFT,
         bool(role >> _A20_CLOSED & 1),
+        bool(role >> _PAE & 1),
         bool(role >> _AD_DISABLED & 1),
         bool(role >> _SMM & 1),
     )

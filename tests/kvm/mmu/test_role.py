@@ -3,9 +3,9 @@ from __future__ import annotations
 from itertools import product
 
 from shadowvm.kvm.mmu.role import kvm_calc_cpu_role, pack_role, role_text, unpack_role
-from shadowvm.x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_SMAP, CR4_SMEP, EFER_NX
+from shadowvm.x86 import CR0_PG, CR0_WP, CR4_PAE, CR4_PKE, CR4_SMAP, CR4_SMEP, EFER_LMA, EFER_NX
 
-LONG = kvm_calc_cpu_role(CR0_PG | CR0_WP, CR4_PAE, EFER_NX)
+LONG = kvm_calc_cpu_role(CR0_PG | CR0_WP, CR4_PAE, EFER_LMA | EFER_NX)
 
 
 def test_fields_survive_packing_and_different_fields_are_different_roles() -> None:
@@ -35,6 +35,11 @@ def test_smep_smap_and_keys_count_only_without_write_protection() -> None:
         assert fields.smep_andnot_wp == bool(smep and not wp)
         assert fields.smap_andnot_wp == bool(smap and not wp)
         assert fields.pke_andnot_wp == bool(pke and not wp)
+
+
+def test_a_pae_guest_shares_no_page_with_a_64_bit_one() -> None:
+    assert unpack_role(kvm_calc_cpu_role(CR0_PG | CR0_WP, CR4_PAE, EFER_NX)).pae
+    assert not unpack_role(LONG).pae
 
 
 def test_without_paging_there_is_no_role() -> None:
