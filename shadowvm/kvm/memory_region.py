@@ -149,6 +149,8 @@ def _swap_active_memslots(kvm: Kvm, slots: MemSlots, old: MemSlot | None, new: M
         kvm.mn_memslots_update_waiters.append(kvm.mm.host.sched.current)
         kvm.mm.host.sched.wait(slots)
     slots.replace(old, new)
+    # Before anybody runs: a root that was loaded when its table had no memory must not be used now that it has.
+    kvm.request_free_obsolete_roots()
     for vcpu in kvm.vcpus:
         vcpu.forget_slot()
     kvm.synchronize_srcu()

@@ -14,8 +14,9 @@ from ...addr import PAGE_SHIFT, Gfn, Hpa
 from ...cpu.mailbox import KEY_CR3, ROOT
 from ...mm.page_alloc import Page, put_page
 from ...x86 import PT_ADDR_MASK, PT_PRESENT
+from ..memslot import KVM_MEMSLOT_INVALID
 from .paging_mode import TRAITS, PagingMode
-from .role import A20_GFN_MASK, kvm_calc_tdp_mmu_root_page_role, pack_role
+from .role import A20_GFN_MASK, kvm_calc_tdp_mmu_root_page_role, pack_role, unpack_role
 from .shadow import (
     KvmMmuPage,
     is_obsolete_sp,
@@ -61,7 +62,7 @@ class Root:
 def kvm_mmu_load(vcpu: Vcpu) -> RetPf:
     """Give the CPU a root for the current CR3 and roles; CONTINUE or ENOMEM.
 
-    A CR3 outside of memory gets a shadow page that no guest table fills, so that every walk faults.
+    Where a table lies outside of memory a dummy stands for it (kvm_mmu_get_dummy_root), so that every walk faults.
     """
     kvm = vcpu.kvm
     if not mmu_topup_memory_caches(vcpu):
@@ -115,9 +116,24 @@ def _load_nested_root(vcpu: Vcpu, page: KvmMmuPage) -> None:
 
 def _alloc_root(vcpu: Vcpu) -> Root:
     level = TRAITS[vcpu.mode].root_level
-    page, _ = kvm_mmu_get_shadow_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, level))
+    page = _table_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, level))
     page.root_count += 1
     return Root(level, (page,), None)
+
+
+def _table_page(vcpu: Vcpu, gfn: Gfn, role: int) -> KvmMmuPage:
+    """The shadow page of a guest table, or a dummy: a page that shadows nothing and that no fault fills.
+
+    It has no rights at all.
+    """
+    slot = vcpu.memslots.find(gfn)
+    if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
+        role = pack_role(vcpu.cpu_role, unpack_role(role).level, 0, direct=True)
+    return kvm_mmu_get_shadow_page(vcpu, gfn, role)[0]
+
+
+def _is_dummy(page: KvmMmuPage | None) -> bool:
+    return page is not None and page.direct and not page.access
 
 
 def _alloc_pae_root(vcpu: Vcpu) -> Root:
@@ -140,12 +156,12 @@ def _pae_root_entry(vcpu: Vcpu, quadrant: int) -> KvmMmuPage | None:
     if vcpu.mode is PagingMode.NONPAGING:
         return kvm_mmu_get_shadow_page(vcpu, Gfn(quadrant << 18), pack_role(vcpu.cpu_role, 2, direct=True))[0]
     if vcpu.mode is PagingMode.PT32:
-        return kvm_mmu_get_shadow_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, 2, quadrant=quadrant))[0]
+        return _table_page(vcpu, vcpu.root_gfn, pack_role(vcpu.cpu_role, 2, quadrant=quadrant))
     pdptr = vcpu.pdptrs[quadrant]
     if not pdptr & PT_PRESENT:
         return None
     gfn = Gfn((pdptr & PT_ADDR_MASK) >> PAGE_SHIFT)
-    return kvm_mmu_get_shadow_page(vcpu, gfn, pack_role(vcpu.cpu_role, 2))[0]
+    return _table_page(vcpu, gfn, pack_role(vcpu.cpu_role, 2))
 
 
 def _drop_unreferenced(vcpu: Vcpu) -> None:
@@ -196,8 +212,11 @@ def is_obsolete_root(kvm: Kvm, root: Root) -> bool:
 
 
 def free_obsolete_roots(vcpu: Vcpu) -> None:
-    """kvm_mmu_free_obsolete_roots(): drop all if one is obsolete; the others are found again in the hash."""
-    if any(is_obsolete_root(vcpu.kvm, root) for root in vcpu.roots):
+    """kvm_mmu_free_obsolete_roots(): drop all if one is obsolete; the others are found again in the hash.
+
+    A dummy is obsolete whenever somebody asks: there may be memory now.
+    """
+    if any(is_obsolete_root(vcpu.kvm, root) or any(map(_is_dummy, root.pages)) for root in vcpu.roots):
         kvm_mmu_free_roots(vcpu)
 
 
