@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import PAGE_SHIFT, Gfn, Gva
+from ...cpu.engine import WRITE
 from ...cpu.mailbox import EXIT_ACCESS, EXIT_LEVEL, EXIT_TABLE
 from ...events import check_mmio_spte as trace_check_mmio_spte
 from ...events import handle_mmio_page_fault as trace_handle_mmio_page_fault
 from ...events import mark_mmio_spte as trace_mark_mmio_spte
 from ...events import vcpu_match_mmio
+from ...x86 import PT_PKEY_MASK
 from ..memslot import KVM_ADDRESS_SPACE_NUM, KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS
 from .mmio_spte import (
     MMIO_SPTE_GEN_MASK,
@@ -24,8 +26,9 @@ from .mmio_spte import (
     is_mmio_spte,
     make_mmio_spte,
 )
+from .permission import permission_fault
 from .rmap import drop_spte
-from .spte import RET_PF_EMULATE, RET_PF_INVALID, RET_PF_RETRY, SPTE_MMU_PRESENT, RetPf, mmu_spte_set
+from .spte import ACC_WRITE_MASK, RET_PF_EMULATE, RET_PF_INVALID, RET_PF_RETRY, SPTE_MMU_PRESENT, RetPf, mmu_spte_set
 from .zap_all import kvm_mmu_zap_all_fast
 
 if TYPE_CHECKING:
@@ -87,11 +90,13 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int) -> RetPf:
         if sp is None or sp.gfn != addr >> PAGE_SHIFT & ~511:
             return RET_PF_RETRY
     spte = kvm.q[box[EXIT_TABLE] << 9 | addr >> PAGE_SHIFT & 511]
+    if box[EXIT_ACCESS] == WRITE and not kvm.tdp_enabled and _refuses_store(vcpu, spte):
+        return RET_PF_INVALID
     info = vcpu.mmio_info
     if spte == info.spte and info.generation == vcpu.memslots.generation:
         vcpu.walker.gfn = info.gfn
         if vcpu_match_mmio.on:
-            vcpu_match_mmio(addr, info.gfn << PAGE_SHIFT | addr & 0xFFF, box[EXIT_ACCESS] == 1, kvm.tdp_enabled)
+            vcpu_match_mmio(addr, info.gfn << PAGE_SHIFT | addr & 0xFFF, box[EXIT_ACCESS] == WRITE, kvm.tdp_enabled)
         return RET_PF_EMULATE
     if not is_mmio_spte(spte):
         return RET_PF_RETRY
@@ -103,6 +108,12 @@ def handle_mmio_page_fault(vcpu: Vcpu, addr: int) -> RetPf:
     vcpu_cache_mmio_info(vcpu, Gva(addr), gfn, access, spte)
     vcpu.walker.gfn = gfn
     return RET_PF_EMULATE
+
+
+def _refuses_store(vcpu: Vcpu, spte: int) -> bool:
+    """The CPU has asked for the right to load only if the instruction does both (as XADD)."""
+    access = get_mmio_spte_access(spte)
+    return not access & ACC_WRITE_MASK or permission_fault(vcpu, access, spte & PT_PKEY_MASK, vcpu.pferr()) != 0
 
 
 def check_mmio_spte(vcpu: Vcpu, spte: int) -> bool:
