@@ -97,6 +97,7 @@ def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
     One window and one step serve nearly all of them. What also needs another page is done by emulate_write().
     """
     engine, gfn = vcpu.engine, vcpu.walker.gfn
+    access = engine.box[EXIT_ACCESS]
     if vcpu.requests:
         vcpu.service_requests()
     if vcpu.kvm.loaded is not vcpu:
@@ -107,7 +108,8 @@ def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
     finally:
         engine.clear_windows()
     if reason in _FAULTS:
-        vcpu.walker.gfn = gfn
+        # Of another page, perhaps of the code's, which a flush has taken away: begin again with the device's.
+        vcpu.walker.gfn, engine.box[EXIT_ACCESS] = gfn, access
         return emulate_write(vcpu, gva, RET_PF_EMULATE)
     stat = vcpu.stat
     stat.mmio_exits += 1
