@@ -71,6 +71,8 @@ WITHOUT_TEST = {
     "cli/output.py": "cli/test_run.py",
     "cli/mutate.py": "lab/mutate/test_gallery.py",
     "trace/recorder.py": "test_determinism.py",
+    "lab/oracle/bed.py": "lab/oracle/test_operations.py",
+    "lab/oracle/settle.py": "lab/oracle/test_model.py",
 }
 """Modules whose test is elsewhere or nowhere, and why. lab/invariants, lab/mutate and cpu/ are tested by folder."""
 FOLDERS_TESTED_ELSEWHERE = ("lab/invariants/", "lab/mutate/", "cpu/")

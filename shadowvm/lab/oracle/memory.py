@@ -1,0 +1,100 @@
+"""The guest's memory as the oracle sees it: flat words, and for each word what it was and until when.
+
+What the host does (swap, page migration) is invisible here. What its user does is not: pages are unmapped, made
+read-only or thrown away, slots come and go.
+"""
+
+from __future__ import annotations
+
+from .layout import (
+    ACCESSED,
+    HIGH,
+    HIGH_BASE,
+    HIGH_PAGES,
+    LOW,
+    LOW_BASE,
+    LOW_PAGES,
+    MOVING,
+    MOVING_BASES,
+    MOVING_PAGES,
+    PRESENT,
+)
+
+FOREVER = 1 << 62
+_CACHEABLE = PRESENT | ACCESSED
+_KEPT = 12
+"""More former values of a word than this are looked through for those that nobody can use any more."""
+
+
+class Memory:
+    """Words by `hpage << 9 | index`; what is not there is 0.
+
+    history: for each word the values that a CPU may still have cached, with the time until which they stood; FOREVER
+    for one that was overwritten from outside, which no flush of the guest removes. horizon: nobody uses what was
+    overwritten before it. dirty: pages whose contents the guest has changed since the last harvest.
+    """
+
+    def __init__(self) -> None:
+        self.words: dict[int, int] = {}
+        self.history: dict[int, list[tuple[int, int]]] = {}
+        self.bases: dict[int, int] = {LOW: LOW_BASE, HIGH: HIGH_BASE, MOVING: MOVING_BASES[0]}
+        self.read_only: set[int] = set()
+        self.unmapped: set[int] = set()
+        self.logged: set[int] = set()
+        self.dirty: set[int] = set()
+        self.horizon = 0
+
+    def find(self, gfn: int) -> int:
+        """The host page behind a frame; -1 where no slot is."""
+        if gfn < LOW_PAGES:
+            return gfn
+        if gfn < HIGH_BASE + HIGH_PAGES:
+            return HIGH << 16 | gfn - HIGH_BASE
+        base = self.bases.get(MOVING, -1)
+        return MOVING << 16 | gfn - base if 0 <= base <= gfn < base + MOVING_PAGES else -1
+
+    def set_word(self, at: int, value: int, now: int) -> None:
+        """The guest or its CPU changes a word at time `now`."""
+        old = self.words.get(at, 0)
+        if old == value:
+            return
+        former = self.history.get(at)
+        if former is not None:
+            former[:] = [(each, now if end == FOREVER else end) for each, end in former]
+        self._remember(at, old, now)
+        self.words[at] = value
+        hpage = at >> 9
+        if hpage >> 16 in self.logged:
+            self.dirty.add(hpage)
+
+    def mark_word(self, at: int, bits: int, now: int) -> None:
+        """The CPU sets A or D. What was overwritten from outside may still be cached."""
+        old = self.words.get(at, 0)
+        self._remember(at, old, now)
+        self.words[at] = old | bits
+        if at >> 25 in self.logged:
+            self.dirty.add(at >> 9)
+
+    def set_outside(self, at: int, value: int) -> None:
+        """The VMM stores a word. KVM does not hear of it."""
+        old = self.words.get(at, 0)
+        if old != value:
+            self._remember(at, old, FOREVER)
+            self.words[at] = value
+
+    def clear_page(self, hpage: int) -> None:
+        """The contents are thrown away."""
+        first = hpage << 9
+        for at in [at for at in self.words if at >> 9 == hpage] if len(self.words) < 512 else range(first, first + 512):
+            if self.words.get(at):
+                self.set_outside(at, 0)
+
+    def _remember(self, at: int, old: int, end: int) -> None:
+        """A value is worth keeping if it can be in a TLB: present, and marked as used. Of 32-bit entries either."""
+        if old & _CACHEABLE != _CACHEABLE and old >> 32 & _CACHEABLE != _CACHEABLE:
+            return
+        former = self.history.setdefault(at, [])
+        if len(former) >= _KEPT:
+            former[:] = [each for each in former if each[1] > self.horizon]
+        if (old, end) not in former:
+            former.append((old, end))
