@@ -73,6 +73,7 @@ WITHOUT_TEST = {
     "trace/recorder.py": "test_determinism.py",
     "lab/oracle/bed.py": "lab/oracle/test_operations.py",
     "lab/oracle/settle.py": "lab/oracle/test_model.py",
+    "lab/oracle/traps.py": "lab/oracle/test_layout.py",
 }
 """Modules whose test is elsewhere or nowhere, and why. lab/invariants, lab/mutate and cpu/ are tested by folder."""
 FOLDERS_TESTED_ELSEWHERE = ("lab/invariants/", "lab/mutate/", "cpu/")

@@ -14,7 +14,7 @@ from typing import Any
 from ...addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Hva
 from ...config import MIB, MachineConfig
 from ...cpu import segments as seg
-from ...cpu.segments import Segment
+from ...cpu.segments import Segment, TableRegister
 from ...errors import ModelBug
 from ...events import REGISTRY, Tracepoint, attached
 from ...guests import find_image
@@ -24,7 +24,7 @@ from ...kvm.exit import ExitReason, KvmRun
 from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from ...kvm.mmu.unsync import vcpu_update_flush_exits
 from ...kvm.mp_state import RUNNABLE
-from ...kvm.vcpu import Vcpu, vcpu_enter_guest
+from ...kvm.vcpu import vcpu_enter_guest
 from ...machine import Machine
 from ...mm.fault import VmFault
 from ...mm.gup import host_pte
@@ -53,12 +53,14 @@ from ...x86 import (
     RFLAGS_AC,
 )
 from . import layout as at
+from . import traps
 from .model import EFAULT, FAULT, GP, MMIO, OK, Outcome
 from .paging import Control
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 _EFER_INDEX = 0xC000_0080
 _CR0_FIXED, _CR4_FIXED = CR0_PE | 0x32, 0x600
+_CPUID_LENGTH = 2
 _MAX_ENTRIES = 256
 """Entries that one instruction may take before we say that it makes no progress."""
 _ERRNO_EFAULT = -14
@@ -102,6 +104,7 @@ class Bed:
         # Last, so that a page which is unmapped leaves the lowest hole.
         self._hog = mmap(self.mm, HOG_PAGES * PAGE_SIZE)
         self._store(at.CODE << PAGE_SHIFT, at.code_page())
+        self._store(at.TRAPS << PAGE_SHIFT, traps.traps_page())
         for place, value in at.link_tables().items():
             self.set_outside(place, value)
         for hpage in at.POOL:
@@ -243,7 +246,13 @@ class Bed:
         if control.mode == at.PAE:
             vcpu.pdptrs = load_pdptrs(vcpu, control.cr3) or [0, 0, 0, 0]
             vcpu.pdptrs_cr3 = control.cr3
+            engine.load_pdptrs(control.cr3, vcpu.pdptrs)
         vcpu_update_flush_exits(vcpu)
+        base = at.traps_address(control.mode)
+        idt, tss = traps.places_for(control.mode)
+        engine.idtr = TableRegister(base + idt, traps.IDT_LIMIT)
+        engine.gdtr = TableRegister(base + traps.GDT, traps.GDT_LIMIT)
+        engine.tr = Segment(traps.TASK, base + tss, traps.TSS_LIMIT, seg.TSS_FLAGS)
         engine.flush_tlb()
         self._levels[number] = -1
 
@@ -274,7 +283,7 @@ class Bed:
             rip, length = va, at.FETCH_LENGTH
         else:
             rip, length = at.code_address(mode, cpl) + self._code[kind], len(at.KINDS[kind])
-        outcome = self._execute(vcpu, rip, rip + length)
+        outcome = self._execute(number, mode, rip, rip + length)
         if outcome.kind != OK:
             return outcome
         size = 8 if kind == "x" else int(kind[1])
@@ -289,26 +298,39 @@ class Bed:
         env[RAX], env[RDX], env[RCX] = value, 0, _EFER_INDEX if what == "wrmsr" else 0
         env[RDI] = value
         rip = at.code_address(mode, 0) + self._code[what]
-        return self._execute(vcpu, rip, rip + len(at.KINDS[what]))
+        return self._execute(number, mode, rip, rip + len(at.KINDS[what]))
 
-    def _execute(self, vcpu: Vcpu, rip: int, after: int) -> Outcome:
+    def _execute(self, number: int, mode: int, rip: int, after: int) -> Outcome:
         """Run until the instruction at `rip` is done (RIP is `after`, or behind the CPUID there) or fails."""
+        vcpu = self.vcpus[number]
         engine = vcpu.engine
+        engine.env[RSP] = at.traps_address(mode) + traps.STACK_TOP
         engine.rip = rip
         for _ in range(_MAX_ENTRIES):
             result = vcpu_enter_guest(vcpu)
             if vcpu.event is not None:
                 event, vcpu.event = vcpu.event, None
-                if event.vector == PF_VECTOR:
-                    return Outcome(FAULT, error=event.error_code or 0, address=event.cr2 or 0)
-                if event.vector == GP_VECTOR:
-                    return Outcome(GP, error=event.error_code or 0)
-                return Outcome(f"exception {event.vector}")
+                return _raised(event.vector, event.error_code or 0, event.cr2 or 0)
             if result is not None:
                 return _ended(result)
-            if after <= engine.rip <= after + 2:
+            if after <= engine.rip <= after + _CPUID_LENGTH:
                 return Outcome(OK)
+            for vector in at.VECTORS:
+                if 0 <= engine.rip - at.handler_address(mode, vector) <= _CPUID_LENGTH:
+                    self._levels[number] = -1
+                    return _raised(vector, self._error_code(engine.env[RSP], mode), engine.cr2)
         return Outcome("no progress")
+
+    def _error_code(self, rsp: int, mode: int) -> int:
+        """What the CPU has pushed last."""
+        word = self.peek(at.TRAPS << 9 | (rsp & 0xFFF) >> 3) or 0
+        return word if mode >= at.PT64 else word >> 8 * (rsp & 4) & 0xFFFFFFFF
+
+
+def _raised(vector: int, error: int, address: int) -> Outcome:
+    if vector == PF_VECTOR:
+        return Outcome(FAULT, error=error, address=address)
+    return Outcome(GP, error=error) if vector == GP_VECTOR else Outcome(f"exception {vector}")
 
 
 def _ended(result: KvmRun) -> Outcome:

@@ -45,8 +45,10 @@ class Generator:
         self._present = random.choice((0.9, 0.98))
         self._last_gfn = 0
         self._host_acts = ["pageout", "pageout", "age", "readonly", "writable", "writable"]
+        self._races = ["pageout", "pageout", "flap", "age", "hog", "harvest"]
         if not lawful:
             self._host_acts.append("dontneed")
+            self._races += ["dontneed", "dontneed", "dontneed"]
         makers: tuple[tuple[Callable[[], Operation], tuple[float, ...]], ...] = (
             (self._access, (40, 80)),
             (self._edit, (10, 30)),
@@ -275,7 +277,7 @@ class Generator:
     def _race(self) -> Operation:
         """Often for a page of the access that follows, which has to fault since its sptes were zapped just before."""
         random = self.random
-        act = random.choice(("pageout", "pageout", "pageout", "flap", "age", "hog", "harvest"))
+        act = random.choice(self._races)
         point = random.choice(at.POINTS)
         nth = random.choice((1, 1, 2, 3, 5, 8)) if point.startswith("lock") else random.choice((1, 1, 1, 1, 2))
         race: Operation = ["during", point, nth, act]

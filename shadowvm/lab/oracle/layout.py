@@ -29,8 +29,9 @@ HOLES = (0x3FFFF, 0x500, 0x5000)
 SMALL = (0, 1, 2, 3, 256)
 """Indices into tables that addresses are made of, so that they meet often; the last is of the upper half."""
 
-LINKS, LINKS32, CODE = 0x1F0, 0x1F1, 0x1F2
-"""Pages of the first slot: tables with the fixed links, of 64-bit and of 32-bit entries, and the code."""
+LINKS, LINKS32, CODE, TRAPS = 0x1F0, 0x1F1, 0x1F2, 0x1F3
+"""Pages of the first slot: tables with the fixed links, of 64-bit and of 32-bit entries, the code, and what the CPU
+needs to deliver an exception (traps.py)."""
 SNIPPET_WORD, PDPTR_WORD, LINK32_WORD, LINK_WORD = 480, 507, 510, 511
 FIXED_WORDS = (SNIPPET_WORD, PDPTR_WORD, LINK32_WORD, LINK_WORD)
 PDPT_OFFSET = 504 * 8
@@ -54,8 +55,8 @@ WINDOWS: tuple[int, ...] = (
 )
 """gfns that the code can store to by an address that is always mapped."""
 
-_SUPERVISOR_CODE, _USER_CODE = 509, 510
-_SUPERVISOR_CODE32, _USER_CODE32 = 1021, 1022
+_TRAPS, _SUPERVISOR_CODE, _USER_CODE = 508, 509, 510
+_TRAPS32, _SUPERVISOR_CODE32, _USER_CODE32 = 1020, 1021, 1022
 _BASE64, _BASE_PAE, _BASE32 = 0xFFFF_FFFF_FFE0_0000, 0xFFE0_0000, 0xFF40_0000
 
 KINDS = {
@@ -79,6 +80,8 @@ KINDS = {
 ACCESS_KINDS = tuple(KINDS)[:9]
 STOP = b"\x0f\xa2\xeb\xfe"
 """CPUID, which exits at every privilege level; what is behind it is never executed."""
+VECTORS = (13, 14)
+"""#GP and #PF, the exceptions that an operation can raise."""
 STEP = 16
 """Bytes from one instruction of the code page to the next."""
 FETCH_LENGTH = 5
@@ -99,14 +102,14 @@ POINTS = (
 
 
 def code_page() -> bytes:
-    """One instruction after the other, each with an exit behind it."""
-    page = b"".join((code + STOP).ljust(STEP, b"\x90") for code in KINDS.values())
+    """One instruction after the other, each with an exit behind it; then an exit for each of VECTORS."""
+    page = b"".join((code + STOP).ljust(STEP, b"\x90") for code in (*KINDS.values(), *[b""] * len(VECTORS)))
     return page.ljust(4096, b"\x90")
 
 
 def snippet(hpage: int) -> int:
-    """The word of a pool page that is executed by fetches: `mov ebp, hpage` and the exit."""
-    return int.from_bytes(b"\xbd" + hpage.to_bytes(4, "little") + STOP[:2] + b"\x90", "little")
+    """The word of a pool page that is executed by fetches: `mov ebp, hpage`, the exit, and HLT to end the block."""
+    return int.from_bytes(b"\xbd" + hpage.to_bytes(4, "little") + STOP[:2] + b"\xf4", "little")
 
 
 def code_address(mode: int, cpl: int) -> int:
@@ -117,6 +120,20 @@ def code_address(mode: int, cpl: int) -> int:
         return _BASE32 + ((_USER_CODE32 if cpl else _SUPERVISOR_CODE32) << 12)
     base = _BASE64 if mode >= PT64 else _BASE_PAE
     return base + ((_USER_CODE if cpl else _SUPERVISOR_CODE) << 12)
+
+
+def handler_address(mode: int, vector: int) -> int:
+    """Where the CPU continues after one of VECTORS."""
+    return code_address(mode, 0) + STEP * (len(KINDS) + VECTORS.index(vector))
+
+
+def traps_address(mode: int) -> int:
+    """Where the supervisor has the page TRAPS."""
+    if mode == NONPAGING:
+        return TRAPS << 12
+    if mode == PT32:
+        return _BASE32 + (_TRAPS32 << 12)
+    return (_BASE64 if mode >= PT64 else _BASE_PAE) + (_TRAPS << 12)
 
 
 def window_address(mode: int, gfn: int) -> int:
@@ -144,7 +161,9 @@ def link_tables() -> dict[int, int]:
     words = {LINKS << 9 | LINK_WORD: LINKS << 12 | PRESENT | WRITABLE | USER | ACCESSED}
     words[LINKS << 9 | _USER_CODE] = CODE << 12 | marked | USER
     words[LINKS << 9 | _SUPERVISOR_CODE] = CODE << 12 | marked
+    words[LINKS << 9 | _TRAPS] = TRAPS << 12 | marked | WRITABLE
     entries32 = {_USER_CODE32: CODE << 12 | marked | USER, _SUPERVISOR_CODE32: CODE << 12 | marked}
+    entries32[_TRAPS32] = TRAPS << 12 | marked | WRITABLE
     for index, gfn in enumerate(WINDOWS):
         words[LINKS << 9 | index] = gfn << 12 | marked | WRITABLE
         entries32[index] = gfn << 12 | marked | WRITABLE

@@ -10,7 +10,7 @@
     slot BASE                           the third slot moves, or is deleted (-1) or created
     log SLOT ON                         harvest SLOT
     check                               all memory is compared
-    during POINT NTH ACT NUMBER         amid the next one another thread does pageout, age, flap, hog or harvest
+    during POINT NTH ACT NUMBER         amid the next one another thread does one of RACES
 
 One that makes no sense where it stands is skipped, so that any part of a sequence is a sequence.
 """
@@ -52,11 +52,11 @@ _SHAPES = {
     "during": "sisi",
 }
 """By name: which arguments are numbers (i) and which are words (s)."""
-RACES = ("pageout", "age", "flap", "hog", "harvest")
-"""What the guest does not see."""
+RACES = ("pageout", "age", "flap", "hog", "harvest", "dontneed")
+"""What the guest does not see, or, of the last, sees as soon as it has gone on."""
 _MAX_PASSES = 64
 _RACING_HOG = 16
-_IMMUTABLE = (at.LINKS, at.LINKS32, at.CODE)
+_IMMUTABLE = (at.LINKS, at.LINKS32, at.CODE, at.TRAPS)
 
 
 def problem_with(operation: object, cpus: int) -> str:
@@ -142,7 +142,8 @@ class Oracle:
             "during": self._during,
         }
         self._race: tuple[str, int, str, int] | None = None
-        self._flapping = False
+        self._flapping = self._race_is_on = False
+        self._walked: set[int] = set()
 
     def begin(self) -> None:
         """Put the same contents into the machine's memory and the model's."""
@@ -161,14 +162,14 @@ class Oracle:
         self.model.now += 1
         name, *arguments = operation
         race, self._race = self._race, None
-        if race is None or (name != "access" and race[2] in ("flap", "harvest")):
+        if race is None or (name != "access" and race[2] in ("flap", "harvest", "dontneed")):
             self._handlers[str(name)](*arguments)
         else:
             point, nth, act, number = race
-            self._flapping = act == "flap"
+            self._flapping, self._race_is_on = act == "flap", True
             with self.bed.racing(point, nth, lambda: self._come_between(act, number)):
                 self._handlers[str(name)](*arguments)
-        self._flapping = False
+        self._flapping = self._race_is_on = False
         self.model.forget()
 
     def _during(self, point: str, nth: int, act: str, number: int) -> None:
@@ -177,6 +178,8 @@ class Oracle:
     def _come_between(self, act: str, number: int) -> None:
         if act == "hog":
             self.bed.hog(number, _RACING_HOG)
+        elif act == "dontneed" and number in self._walked:
+            pass
         elif act != "flap":
             self._handlers[act](number)
         elif number not in self.model.memory.unmapped and number not in self.model.memory.read_only:
@@ -194,7 +197,9 @@ class Oracle:
         va = va & -4096 | at.SNIPPET_WORD * 8 if kind == "x" else _inside_page(va, int(kind[1]))
         if not self._is_fit(cpu, va, kind):
             return
+        self._note_walk(cpu, va, kind)
         outcome = self.bed.access(number, mode, kind, va, value, cpl=cpl, ac=bool(ac))
+        self.model.forget()
         if outcome.kind == EFAULT and self._flapping:
             # It may have come between the two halves.
             self.bed.wait_for_race()
@@ -206,6 +211,14 @@ class Oracle:
         if not _is_canonical(va, mode):
             raise Mismatch(f"{outcome.kind} at {va:#x}, which is not canonical")
         settle(self.model, Attempt(cpu, va, kind, value, access_of(kind, cpl, bool(ac)), outcome))
+
+    def _note_walk(self, cpu: Cpu, va: int, kind: str) -> None:
+        """The pages that must stay what they are: tables on the way, and what is to be executed."""
+        if self._race_is_on and _is_canonical(va, cpu.control.mode):
+            paths = self.model.paths(cpu, va)
+            self._walked = {step.at >> 9 for path in paths for step in path.steps}
+            if kind == "x":
+                self._walked.update(path.hpage for path in paths)
 
     def _is_fit(self, cpu: Cpu, va: int, kind: str) -> bool:
         """Not a store to what must stay, nor a fetch of what is no code."""

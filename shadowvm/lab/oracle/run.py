@@ -136,9 +136,13 @@ def _do_all(oracle: Oracle, operations: Source) -> None:
 def _describe(error: Exception) -> tuple[str, str, str]:
     """One line, its kind, and for all but a difference the place."""
     if isinstance(error, Mismatch):
-        return str(error), "difference", ""
+        return str(error), _without_numbers(str(error).partition(";")[0]), ""
     where = traceback.extract_tb(error.__traceback__)[-1].name
     name = type(error).__name__
     text = str(error).partition("\n")[0]
-    kind = re.sub(r"[0-9a-fx]*[0-9][0-9a-fx]*", "", f"{name}: {text} in {where}")
-    return f"{name}: {text} in {where}", kind, "".join(traceback.format_exception(error))
+    seen = f"{name}: {text} in {where}"
+    return seen, _without_numbers(seen), "".join(traceback.format_exception(error))
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"\b(0x)?[0-9a-f]*[0-9][0-9a-f]*\b", "", text)

@@ -18,6 +18,7 @@ class Bug(NamedTuple):
 
 
 BUGS = [
+    Bug("no retry check", [(page_fault._map, "is_page_fault_stale(vcpu, fault)", "False")]),
     Bug(
         "shadowed page not write-protected",
         [(page_track.account_shadowed, "rmap_write_protect(kvm, slot, sp.gfn)", "0")],

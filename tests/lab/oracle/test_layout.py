@@ -7,6 +7,7 @@ import pytest
 from shadowvm.lab.oracle import layout as at
 from shadowvm.lab.oracle.model import OK, Model, access_of
 from shadowvm.lab.oracle.paging import ERR_P
+from shadowvm.lab.oracle.traps import places_for, traps_page
 
 
 def model_in(mode: int, root: int) -> Model:
@@ -26,6 +27,7 @@ def test_code_and_windows_are_where_they_are_said_to_be(mode: int) -> None:
     model = model_in(mode, at.ROOTS[3])
     cpu = model.cpus[0]
     places = [(at.code_address(mode, cpl), at.CODE, "x", cpl) for cpl in (0, 3)]
+    places += [(at.traps_address(mode), at.TRAPS, "w8", 0)]
     places += [(at.window_address(mode, gfn), model.memory.find(gfn), "w8", 0) for gfn in at.WINDOWS]
     for va, hpage, kind, cpl in places:
         (path,) = model.paths(cpu, va)
@@ -38,3 +40,13 @@ def test_the_code_is_instructions_with_an_exit_behind_each() -> None:
     for number, code in enumerate(at.KINDS.values()):
         assert page[number * at.STEP :].startswith(code + at.STOP)
     assert len(page) == 4096
+
+
+@pytest.mark.parametrize(("mode", "size"), [(at.LA57, 16), (at.PT64, 16), (at.PAE, 8), (at.PT32, 8)])
+def test_gates_lead_to_the_exits_of_their_vectors(mode: int, size: int) -> None:
+    idt, _ = places_for(mode)
+    for vector in at.VECTORS:
+        gate = traps_page()[idt + size * vector :][:size]
+        offset = int.from_bytes(gate[:2] + gate[6 : size - 4 if size == 16 else 8], "little")
+        assert offset == at.handler_address(mode, vector)
+        assert at.code_page()[offset & 0xFFF :].startswith(at.STOP)

@@ -21,9 +21,9 @@ CHAIN: list[Operation] = [
 """Map virtual page 0."""
 
 
-def run(*operations: Operation, smp: int = 1) -> str:
+def run(*operations: Operation, mmu: str = "shadow") -> str:
     """What was seen first, "" if nothing."""
-    failure = replay(Setup(smp=smp), [*CHAIN, *operations])
+    failure = replay(Setup(mmu=mmu), [*CHAIN, *operations])
     return "" if failure is None else failure.text
 
 
@@ -46,8 +46,9 @@ def run(*operations: Operation, smp: int = 1) -> str:
         ],
     ],
 )
-def test_both_do_the_same(operations: list[Operation]) -> None:
-    assert run(*operations) == ""
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_both_do_the_same(operations: list[Operation], mmu: str) -> None:
+    assert run(*operations, mmu=mmu) == ""
 
 
 @pytest.mark.parametrize("point", at.POINTS)
@@ -56,12 +57,22 @@ def test_another_thread_may_come_between(point: str, act: list[int | str]) -> No
     assert run(["log", 0, 1], ["during", point, 1, *act], ["access", 0, "w8", 0, 77, 0, 0], ["check"]) == ""
 
 
+@pytest.mark.parametrize("mode", at.MODES[1:])
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+@pytest.mark.parametrize("cpl", [0, 3])
+def test_every_mode_tells_a_page_fault(mode: str, mmu: str, cpl: int) -> None:
+    """Under two-dimensional paging by the guest's own handler."""
+    fault: Operation = ["access", 0, "w4", 0x2000, 1, cpl, 0]
+    assert run(["mode", 0, mode, ROOT_PAGE << 12], fault, fault, ["check"], mmu=mmu) == ""
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
 @pytest.mark.parametrize("mode", at.MODES)
-def test_every_mode_can_be_entered_and_stored_in(mode: str) -> None:
+def test_every_mode_can_be_entered_and_stored_in(mode: str, mmu: str) -> None:
     number = at.MODES.index(mode)
     place = at.window_address(number, PAGE) | 0x100
     store: Operation = ["access", 0, "w4", place, 99, 0, 0]
-    assert run(["mode", 0, mode, ROOT_PAGE << 12], store, ["access", 0, "r4", place, 0, 0, 0], ["check"]) == ""
+    assert run(["mode", 0, mode, ROOT_PAGE << 12], store, ["access", 0, "r4", place, 0, 0, 0], ["check"], mmu=mmu) == ""
 
 
 def test_a_difference_in_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +115,7 @@ def test_a_page_that_the_dirty_log_misses_is_found(monkeypatch: pytest.MonkeyPat
         (["harvest", 3], "no slot"),
         (["hog", 0, 5000], "too many"),
         (["during", "kvm_exit", 1, "age", 0], "no 'kvm_exit'"),
-        (["during", "lock_acquire", 1, "dontneed", 0], "or no 'dontneed'"),
+        (["during", "lock_acquire", 1, "unmap", 0], "or no 'unmap'"),
         (["during", "lock_acquire", 0, "age", 0], "0 is out of range"),
         (["during", "lock_acquire", 1, "harvest", 7], "no 7 to harvest"),
     ],
