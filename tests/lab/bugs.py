@@ -42,10 +42,7 @@ LARGE_PAGE = Guest("tiny", source=tiny.CLEAN_LARGE_PAGE)
 ALIASED = Guest("tiny", source=tiny.ALIASED_TABLE)
 REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE, kvm="unsync=0")
 ROOT_ZAPPED = Guest("tiny", source=tiny.ODD_STORE_TO_ROOT)
-LINKED_AGAIN = Guest("tiny", source=tiny.REDIRECTED_THEN_LINKED)
-LINKED_ABOVE = Guest("tiny", source=tiny.REDIRECTED_THEN_LINKED_ABOVE)
 CR3_LOADED = Guest("tiny", source=tiny.REDIRECTED_CR3)
-INVALIDATED = Guest("tiny", source=tiny.REDIRECTED_INVLPG)
 PGE_FLUSHED = Guest("tiny", source=tiny.REDIRECTED_PGE)
 SHOOTDOWN = Guest("smp-shootdown", smp=2)
 TOGETHER = Guest("tiny", source=touch_together(2, 544), smp=2)
@@ -360,51 +357,14 @@ MMU_BUGS = [
 
 NO_SYNC: Edit = (sync.kvm_mmu_sync_roots, "not kvm.stat.mmu_unsync", "True")
 UNSYNC_BUGS = [
-    Bug(
-        "INVLPG drops an spte and flushes nobody",
-        "I16",
-        [(sync.kvm_mmu_invlpg, "kvm.flush_remote_tlbs()", "pass")],
-        CHURN,
-    ),
-    Bug("INVLPG changes nothing", "I27", [(sync.kvm_mmu_invlpg, "if _invalidate_addr", "if False and")], INVALIDATED),
-    Bug(
-        "table linked before it is synced", "I27", [(shadow._find_shadow_page, "found.unsync:", "False:")], LINKED_AGAIN
-    ),
-    Bug(
-        "table linked before what is below is synced",
-        "I27",
-        [(page_fault.fetch, "child.unsync_children and not mmu_sync_children(vcpu, child)", "False")],
-        LINKED_ABOVE,
-    ),
-    Bug("flush by CR3 without a sync", "I27", [NO_SYNC], CR3_LOADED),
+    Bug("flush by CR3 without a sync", "I27", [NO_SYNC], CHURN),
     Bug("flush by CR4 without a sync", "I27", [NO_SYNC], PGE_FLUSHED),
-    Bug("flush that a sync owes is put off", "I16", [(sync._sync_pages, "elif flush:", "elif False:")], CHURN),
-    Bug(
-        "synced while it can be written",
-        "I25",
-        [(sync._write_protect_gfn, "rmap_write_protect(kvm, slot, sp.gfn)", "False")],
-        CHURN,
-    ),
-    Bug("sync keeps rights", "I27", [(sync_spte._sync, "mmu_spte_set(kvm, sp.q + index, new)", "pass")], CHURN),
     Bug("sync keeps what is gone", "I27", [(sync_spte._sync, "gfn != sp.gfns[index]", "False")], CR3_LOADED),
-    Bug("pages above are not told", "I26", [(unsync.mark_unsync, "parent.unsync_children == 1", "False")], CHURN),
-    Bug(
-        "page directory made unsync",
-        "I22 I25 I26",
-        [(page_track.account_shadowed, "sp.level > 1", "sp.level > 2")],
-        CHURN,
-    ),
     Bug(
         "flushes of the first vCPU exit only",
         "I26",
         [(unsync.update_flush_exits, "in kvm.vcpus:", "in kvm.vcpus[:1]:")],
         SHOOTDOWN,
-    ),
-    Bug(
-        "unsync page zapped and still counted",
-        "I26",
-        [(shadow.kvm_mmu_prepare_zap_page, "kvm_unlink_unsync_page(kvm, sp)", "pass")],
-        CHURN,
     ),
 ]
 

@@ -27,6 +27,7 @@ from ...x86 import (
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .fast_page_fault import fast_page_fault
 from .page_fault import NO_PAGE, is_page_fault_stale, kvm_mmu_faultin_pfn, mmu_set_spte
+from .prefetch import pte_prefetch
 from .role import ROLE_LEVEL
 from .shadow import (
     CACHE_OBJECTS,
@@ -171,4 +172,7 @@ def direct_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         child, _ = kvm_mmu_get_shadow_page(vcpu, first, sp.role & ~ROLE_LEVEL | sp.level - 1)
         link_shadow_page(kvm, sptep, child)
         sp = child
-    return mmu_set_spte(vcpu, fault, sp)
+    ret = mmu_set_spte(vcpu, fault, sp)
+    if ret is RET_PF_FIXED and kvm.params.prefetch:
+        pte_prefetch(vcpu, sp, gfn & 511)
+    return ret

@@ -40,6 +40,7 @@ from .mmio_fault import mark_mmio_spte
 from .mmio_spte import KVM_PFN_NOSLOT
 from .nx_huge_page import account_nx_huge_page
 from .paging_mode import PT32
+from .prefetch import pte_prefetch
 from .rmap import drop_spte, rmap_add
 from .role import pack_role
 from .shadow import (
@@ -360,7 +361,10 @@ def fetch(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
         sp = child
     if gpte_changed(vcpu, leaf_level):
         return RET_PF_RETRY
-    return mmu_set_spte(vcpu, fault, sp)
+    ret = mmu_set_spte(vcpu, fault, sp)
+    if ret is RET_PF_FIXED and kvm.params.prefetch:
+        pte_prefetch(vcpu, sp, gva >> PAGE_SHIFT & 511)
+    return ret
 
 
 def _fetch_leaf(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
@@ -368,7 +372,10 @@ def _fetch_leaf(vcpu: Vcpu, fault: KvmPageFault, sp: KvmMmuPage) -> RetPf:
     if vcpu.kvm.link_generation != vcpu.link_generation or gpte_changed(vcpu, vcpu.walker.level):
         return RET_PF_RETRY
     sp.write_flooding_count = 0
-    return mmu_set_spte(vcpu, fault, sp)
+    ret = mmu_set_spte(vcpu, fault, sp)
+    if ret is RET_PF_FIXED and vcpu.kvm.params.prefetch:
+        pte_prefetch(vcpu, sp, fault.addr >> PAGE_SHIFT & 511)
+    return ret
 
 
 def _child_role(vcpu: Vcpu, sptep: int, level: int, access: int, direct: bool) -> int:

@@ -42,13 +42,13 @@ _TAKEN = PT_WRITABLE | SPTE_MMU_WRITABLE | PT_USER
 
 def kvm_sync_page(vcpu: Vcpu, sp: KvmMmuPage) -> int:
     """Look at every present spte of a level 1 page. 1: the caller must flush; 0: nothing; -1: it cannot be synced."""
-    frame = _guest_table(vcpu, sp)
+    frame = guest_table(vcpu, sp)
     if frame < 0:
         return -1
     kvm = vcpu.kvm
     flush = 0
     for index, spte in enumerate(kvm.q[sp.q : sp.q + 512].tolist()):
-        if spte and _sync(vcpu, sp, index, spte, _gpte(vcpu, sp, frame, index)):
+        if spte and _sync(vcpu, sp, index, spte, gpte_of(vcpu, sp, frame, index)):
             flush = 1
     return flush
 
@@ -58,10 +58,10 @@ def sync_spte(vcpu: Vcpu, sp: KvmMmuPage, index: int) -> int:
     spte = vcpu.kvm.q[sp.q + index]
     if not spte:
         return 0
-    frame = _guest_table(vcpu, sp)
+    frame = guest_table(vcpu, sp)
     if frame < 0:
         return -1
-    return int(_sync(vcpu, sp, index, spte, _gpte(vcpu, sp, frame, index)))
+    return int(_sync(vcpu, sp, index, spte, gpte_of(vcpu, sp, frame, index)))
 
 
 def prefetch_invalid_gpte(vcpu: Vcpu, gpte: int) -> bool:
@@ -75,7 +75,7 @@ def gpte_access(sp: KvmMmuPage, gpte: int) -> int:
     return access if gpte & PT_DIRTY else access & ~ACC_WRITE_MASK
 
 
-def _guest_table(vcpu: Vcpu, sp: KvmMmuPage) -> int:
+def guest_table(vcpu: Vcpu, sp: KvmMmuPage) -> int:
     """Index in ram.q of the frame of a page's guest table; -1 if it is not there, or `sp` is of another mode."""
     if (sp.role ^ vcpu.cpu_role) & CPU_ROLE_MASK:
         return -1
@@ -86,7 +86,7 @@ def _guest_table(vcpu: Vcpu, sp: KvmMmuPage) -> int:
     return (pte & PT_ADDR_MASK) >> PAGE_SHIFT << 9 if pte & PT_PRESENT else -1
 
 
-def _gpte(vcpu: Vcpu, sp: KvmMmuPage, frame: int, index: int) -> int:
+def gpte_of(vcpu: Vcpu, sp: KvmMmuPage, frame: int, index: int) -> int:
     """The guest entry behind entry `index`; a 32-bit one has the form of a 64-bit one of the same meaning."""
     q = vcpu.kvm.q
     if vcpu.mode is not PT32:

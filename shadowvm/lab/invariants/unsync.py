@@ -79,6 +79,8 @@ class UnsyncRules(Rules):
         return [sp for sp in self.kvm.sp_by_pfn.values() if sp.unsync]
 
     def _on_unsync(self, gen: int, gfn: Gfn, *_: Any) -> None:
+        if all(vcpu.fault.gfn != gfn for vcpu in self.kvm.vcpus):
+            self.sanitizer.fail("I26", f"gfn {gfn:#x} is made unsync", "no vCPU has faulted on it")
         for sp in self.unsync_pages():
             if sp.gfn == gfn:
                 self._check_mark(sp)
