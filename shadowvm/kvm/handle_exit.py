@@ -49,6 +49,7 @@ from .mmu.spte import (
 )
 from .mp_state import MpState, exit_halted, exit_intr
 from .turns import grant_quantum
+from .unprotect import kvm_mmu_unprotect_gfn_and_retry
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -73,6 +74,9 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     if ret is RET_PF_FIXED and interrupted is None:
         return None
     if ret is RET_PF_WRITE_PROTECTED:
+        unprotect = vcpu.kvm.params.unprotect_retry and interrupted is None
+        if unprotect and kvm_mmu_unprotect_gfn_and_retry(vcpu, gva):
+            return None
         return _emulated(vcpu, *emulate_write(vcpu, gva, ret, interrupted))
     if ret is RET_PF_EMULATE and interrupted is None and box[EXIT_ACCESS] != FETCH:
         return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())

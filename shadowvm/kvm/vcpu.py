@@ -80,7 +80,8 @@ _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
 class Vcpu:
     """State of one vCPU.
 
-    requests: KVM_REQ_* bits, served before the next entry. root: the shadow root of the current CR3. cr0, cr3, cr4,
+    requests: KVM_REQ_* bits, served before the next entry. last_retry: RIP and address of the store for which a page
+    was unshadowed last. root: the shadow root of the current CR3. cr0, cr3, cr4,
     efer, cpu_role, mode, levels, root_gfn, pdptrs, rsvd_bits, rsvd_large: what root was loaded for. pdptrs_cr3: the
     CR3 that pdptrs were read at, -1 outside of PAE mode. event: what to inject at the next entry.
     smm: in system management mode. memslots: those that the vCPU sees. slot: that of them used last.
@@ -109,6 +110,7 @@ class Vcpu:
         "id",
         "irq",
         "kvm",
+        "last_retry",
         "levels",
         "limit",
         "link_generation",
@@ -159,6 +161,7 @@ class Vcpu:
         self.pdptrs_cr3 = -1
         self.rsvd_large: tuple[int, ...] = ()
         self.link_generation = -1
+        self.last_retry: tuple[int, int] | None = None
         self.event: Event | None = None
         self.walker = GuestWalker()
         self.fault = KvmPageFault()
