@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from shadowvm.machine import Machine
 from shadowvm.mm.huge import Thp
 from shadowvm.mm.khugepaged import ScanResult, collapse_huge_page
 from shadowvm.mm.mm_struct import madvise_dontneed, mmap, mprotect
-from shadowvm.params import KvmParams
+from shadowvm.params import DEFAULT_PARAMS, KvmParams
 from shadowvm.x86 import PT_NX, PT_WRITABLE
 from tests.kvm.test_memory_region import EXTRA, SLOT, machine_for, run_with, tell
 from tests.tiny import EXIT
@@ -43,8 +44,9 @@ def program(*steps: str) -> str:
 
 
 def machine_with(directory: Path, *steps: str, size: int = 2 * HUGE_PAGE_SIZE, **more: object) -> tuple[Machine, Hva]:
-    """A guest with a slot at EXTRA, whose memory is huge from the first store on."""
-    machine = machine_for(directory, program(*steps), thp="always", **more)
+    """A guest with a slot at EXTRA, whose memory is huge from the first store on. A fault maps what it is for only."""
+    params = replace(more.pop("kvm_params", DEFAULT_PARAMS), prefetch=0)  # type: ignore[type-var]
+    machine = machine_for(directory, program(*steps), thp="always", kvm_params=params, **more)
     hva = mmap(machine.mm, size)
     machine.kvm.set_user_memory_region(SLOT, EXTRA, size, hva)
     return machine, hva
