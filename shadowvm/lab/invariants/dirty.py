@@ -55,9 +55,10 @@ class DirtyRules(Rules):
         """No store to a page that is clean in a log passes; while somebody changes slots it still may."""
         if self.kvm.slots_lock.owner is not None:
             return
-        for slot in self.kvm.memslots.slots:
-            if slot.dirty_bitmap is not None:
-                self._check_protected(slot, self._pages(slot))
+        for slots in self.kvm.address_spaces:
+            for slot in slots.slots:
+                if slot.dirty_bitmap is not None:
+                    self._check_protected(slot, self._pages(slot))
 
     def _on_set_memslot(self, slot_id: int, change: str, flags: int, *_rest: int) -> None:
         self._clean.pop(slot_id, None)
@@ -69,7 +70,7 @@ class DirtyRules(Rules):
         if not self._enabling or lock is not self.kvm.slots_lock:
             return
         slot_id = self._enabling.pop(self.sanitizer.machine.sched.current, None)
-        slot = None if slot_id is None else self.kvm.memslots.by_id(slot_id)
+        slot = None if slot_id is None else self.kvm.id_to_memslot(slot_id)
         if slot_id is None or slot is None or slot.dirty_bitmap is None:
             return
         pages = self._pages(slot)

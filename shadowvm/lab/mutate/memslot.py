@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from ...events import kvm_faultin_pfn
 from ...kvm import memory_region
-from ...kvm.mmu import page_fault
+from ...kvm.mmu import mmio_fault, page_fault, zap_memslot
 from ...machine import Machine
+from ...params import KvmParams
 from . import host
-from .guest import PAGE, Code
+from .guest import DATA, KERNEL, PAGE, PAGE_PDE, Code
 from .mutation import Mutation
 from .patch import Edit, Swap
 from .scenario import Meanwhile, Scenario
@@ -40,6 +41,19 @@ ZAPPED_DURING_FAULT = Scenario(
 )
 """A slot is deleted. That waits for the first fault, and zaps everything in the middle of the second."""
 
+TABLE_IN_SLOT = Scenario(
+    Code().store(host.EXTRA, PAGE | DATA).store(PAGE_PDE, host.EXTRA | KERNEL).reload_cr3().load(PAGE).host(0).exit(),
+    prepare=host.add_slot,
+    actions=(host.delete_slot,),
+    config={"kvm_params": KvmParams(slot_zap_all=0)},
+)
+"""A page table of the guest is in the slot that goes; a frame that it maps is not."""
+
+MEMORY_WHERE_NONE_WAS = Scenario(
+    Code().load(host.EXTRA).load(host.EXTRA).host(0).store(host.EXTRA, 7).expect(host.EXTRA, 7).exit(),
+    actions=(host.add_slot,),
+)
+
 MUTATIONS = (
     Mutation(
         "move-without-invalid-step",
@@ -66,6 +80,28 @@ MUTATIONS = (
             prepare=host.add_slot,
             actions=(host.delete_slot,),
         ),
+    ),
+    Mutation(
+        "only-leaves-of-slot-zapped",
+        "4e103134b862",
+        "a slot is deleted and its frames are unmapped, but shadow pages of the page tables in it stay",
+        ("I34",),
+        (
+            Edit(
+                zap_memslot._kvm_mmu_zap_memslot,
+                "            kvm_mmu_prepare_zap_page(kvm, sp, invalid_list)\n",
+                "            pass\n",
+            ),
+        ),
+        TABLE_IN_SLOT,
+    ),
+    Mutation(
+        "mmio-generation-ignored",
+        "",
+        "an spte that says that no memory is there is believed after a slot was put there",
+        ("I32",),
+        (Swap(mmio_fault.check_mmio_spte, lambda vcpu, spte: True),),
+        MEMORY_WHERE_NONE_WAS,
     ),
     Mutation(
         "install-in-zapped-root",
