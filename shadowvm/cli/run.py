@@ -44,6 +44,8 @@ _FLAGS = (
     ("--mmu", "MMU", "shadow", "shadow: shadow page tables; tdp: two-dimensional paging"),
     ("--thp", "WHERE", "never", "transparent huge pages on the host: never, madvise (guest memory), always"),
     ("--serial-input", "FILE", None, "bytes for COM1, which the guest receives as fast as it reads them"),
+)
+_REPORT_FLAGS = (
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
     ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
 )
@@ -52,10 +54,9 @@ _FLAGS = (
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("run", help="run a guest", description=__doc__, allow_abbrev=False)
-    parser.add_argument("guest", metavar="GUEST", nargs="?", help="a bundled guest (see shadowvm guests) or an image")
-    for flag, metavar, default, text in _FLAGS:
+    add_machine_flags(parser)
+    for flag, metavar, default, text in _REPORT_FLAGS:
         parser.add_argument(flag, metavar=metavar, default=default, help=text)
-    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
     parser.add_argument("--check", action="store_true", help="verify the MMU's invariants at every transition")
     parser.add_argument("--check-laws", metavar="I1,I2,...", help="--check for these laws alone; help lists them")
     parser.add_argument(
@@ -65,6 +66,15 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="look at the state at each N-th exit, and follow only those events that laws named by --check-laws need",
     )
+    parser.set_defaults(main=main)
+
+
+def add_machine_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that config_from_args() reads."""
+    parser.add_argument("guest", metavar="GUEST", nargs="?", help="a bundled guest (see shadowvm guests) or an image")
+    for flag, metavar, default, text in _FLAGS:
+        parser.add_argument(flag, metavar=metavar, default=default, help=text)
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
     parser.add_argument("--timeout-instructions", type=_count, default=0, metavar="N", help="stop after N instructions")
     parser.add_argument(
         "--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU; help lists them"
@@ -73,7 +83,6 @@ def add_parser(commands: Any) -> None:
         "--poison", action="append", default=[], metavar="GPA@TIME", help="the frame behind GPA fails at that time"
     )
     parser.add_argument("-icount", choices=("on", "off"), default="on", help="count instructions (default: on)")
-    parser.set_defaults(main=main)
 
 
 def _count(text: str) -> int:

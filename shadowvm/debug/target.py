@@ -9,6 +9,7 @@ or turn behind.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,16 +20,22 @@ from ..cpu.context import without_history
 from ..cpu.engine import CpuExit
 from ..events import REGISTRY, Tracepoint, attached
 from .position import Position, Stop
+from .story import Happened
+from .views import VIEWS
 
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
     from ..machine import Machine, Outcome
 
+HISTORY = 4096
+"""Events that are remembered, for the story of the last fault."""
+
 
 class Break(Protocol):
     """Something to stop at. number: what the user calls it."""
 
-    number: int
+    @property
+    def number(self) -> int: ...
 
     def tracepoints(self) -> Sequence[Tracepoint]:
         """Which events it looks at."""
@@ -45,6 +52,7 @@ class Target:
         self.machine = build(self.output.append)
         self.outcome: Outcome | None = None
         self.events = 0
+        self.history: deque[Happened] = deque(maxlen=HISTORY)
         self.interrupted = False
         self.stop = Stop("start", Position(0, 0))
         self._until = 0
@@ -118,6 +126,9 @@ class Target:
 
     def _sink(self, tracepoint: Tracepoint, args: tuple[Any, ...]) -> None:
         self.events += 1
+        task = self.machine.sched.current
+        now = self.machine.instructions
+        self.history.append(Happened(self.events, now, task.name, task.vcpu, tracepoint, args))
         breaks = self._breaks.get(tracepoint, ())
         for each in breaks:
             text = each.hit(self, tracepoint, args)
@@ -154,6 +165,10 @@ class Target:
         where = Position(vcpu.kvm.instructions, self.events)
         self._until = 0
         self._stand_still(Stop(kind, where, "", vcpu.id, vcpu.sched.current.name))
+
+    def view(self, name: str, *arguments: Any) -> Any:
+        """One of VIEWS: what does not move the machine."""
+        return VIEWS[name](self, *arguments)
 
     def state_hash(self) -> str:
         """SHA-256 of registers, host memory, swap and counters: equal for equal states, whatever way led there."""

@@ -132,9 +132,14 @@ class Timeline:
 
     def back_event(self, events: int = 1) -> Stop:
         """To the event before, or to the start."""
-        wanted = self.position.events - events + (1 if self.position.between and self.position.events else 0)
+        here = self.position
+        return self.seek_event(here.events - events + (1 if here.between and here.events else 0))
+
+    def seek_event(self, wanted: int) -> Stop:
+        """Stand inside event `wanted`, behind or ahead; at the start if it is 0 or less."""
         before = [each for each in self._checkpoints if each.position.events < wanted]
-        self._restore(before[-1] if before else self._checkpoints[0])
+        if wanted <= self.position.events or self.stop.kind == "exit":
+            self._restore(before[-1] if before else self._checkpoints[0])
         if wanted > 0:
             self._moved(self.worker.call("go", 0, wanted))
         return self.stop

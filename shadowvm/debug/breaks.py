@@ -1,0 +1,77 @@
+"""What a run can be stopped at: a tracepoint with a filter, or a change of an spte, a host pte or a frame.
+
+Breaks are values that travel to the process of the machine; filters are compiled there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..addr import PAGE_SHIFT, Pfn
+from ..events import Tracepoint, host_pte_change, mm_page_alloc, mm_page_free, spte_change
+from ..trace.filter import compile_filter, find_tracepoint
+
+if TYPE_CHECKING:
+    from .target import Target
+
+
+class PointBreak(NamedTuple):
+    """At a tracepoint whose arguments pass a filter."""
+
+    number: int
+    name: str
+    filter: str = ""
+
+    def validate(self) -> None:
+        """ConfigError: no such tracepoint or filter."""
+        compile_filter(self.name, self.filter)
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """Its own."""
+        return (find_tracepoint(self.name),)
+
+    def hit(self, _target: Target, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str | None:
+        """Filter."""
+        if not compile_filter(self.name, self.filter)(args):
+            return None
+        return f"{tracepoint.name}: {tracepoint.format(args)}"
+
+    def __str__(self) -> str:
+        return f"break {self.name}{' if ' if self.filter else ''}{self.filter}"
+
+
+class Watch(NamedTuple):
+    """At a change of what `kind` names: spte (of a gfn), sptep (at an hpa), pte (of an hva), or page (a pfn comes and
+    goes)."""
+
+    number: int
+    kind: str
+    value: int
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """Where such changes are told."""
+        return {
+            "spte": (spte_change,),
+            "sptep": (spte_change,),
+            "pte": (host_pte_change,),
+            "page": (mm_page_alloc, mm_page_free),
+        }[self.kind]
+
+    def hit(self, target: Target, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str | None:
+        """Compare."""
+        if not self._concerns(target, args):
+            return None
+        return f"{tracepoint.name}: {tracepoint.format(args)}"
+
+    def _concerns(self, target: Target, args: tuple[Any, ...]) -> bool:
+        if self.kind == "spte":
+            kvm = target.machine.kvm
+            sp = kvm.sp_by_pfn.get(Pfn(args[0] >> PAGE_SHIFT))
+            return sp is not None and sp.level == 1 and sp.gfn_of(args[0] >> 3 & 511) == self.value
+        if self.kind == "pte":
+            return bool(args[1] == self.value >> PAGE_SHIFT)
+        return bool(args[0] == self.value)
+
+    def __str__(self) -> str:
+        return f"watch {self.kind} {self.value:#x}"

@@ -1,0 +1,156 @@
+"""The command language: what a user does to look into a fault, and what is refused with one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from shadowvm.debug.monitor import Monitor
+from shadowvm.debug.timeline import Timeline
+from shadowvm.errors import ShadowvmError
+from tests.debug.machines import target_of
+
+
+@pytest.fixture(scope="module")
+def timeline() -> Iterator[Timeline]:
+    timeline = Timeline(target_of)
+    yield timeline
+    timeline.close()
+
+
+@pytest.fixture
+def monitor(timeline: Timeline) -> Monitor:
+    monitor = Monitor(timeline)
+    monitor.execute("restart")
+    return monitor
+
+
+def said(monitor: Monitor, *commands: str) -> str:
+    return "\n".join(line for command in commands for line in monitor.execute(command))
+
+
+def test_into_a_fault_through_it_and_back(monitor: Monitor) -> None:
+    assert said(monitor, "break swap_readpage if slot >= 4", "c").startswith(
+        "1: break swap_readpage if slot >= 4\nbreak 1"
+    )
+    inside = monitor.timeline.position
+    assert "swap_readpage: slot" in said(monitor, "back", "phase")
+    assert monitor.timeline.position == inside
+    assert "kvm_entry" in said(monitor, "fin")
+    story = said(monitor, "explain fault")
+    for part in (
+        "left the guest: no spte is there",
+        "mmu_invalidate_seq is",
+        "is read into frame",
+        "the guest goes on",
+    ):
+        assert part in story
+    assert len(story.splitlines()) < 60
+    assert "break 1" in said(monitor, "rc")
+    assert monitor.timeline.position >= inside
+    assert said(monitor, "replay_seek event " + str(inside.events)).startswith("vCPU 0 at")
+    assert monitor.timeline.position == inside
+
+
+def test_a_chain_from_gva_to_spte(monitor: Monitor) -> None:
+    said(monitor, "until 400000")
+    chain = said(monitor, "page -s rip")
+    parts = (r"level 2: .* P W A D PS", r"memslot 0: gfns 0x0-", r"host pte 0x\w+ P", r"spte at 0x\w+: 0x\w+ P")
+    for part in parts:
+        assert re.search(part, chain), part
+    hva = re.search(r"hva (0x\w+)", chain)
+    sptep = re.search(r"spte at (0x\w+)", chain)
+    assert hva is not None
+    assert sptep is not None
+    assert "host pte" in said(monitor, f"explain hva {hva[1]}")
+    assert "memslot 0" in said(monitor, f"explain sptep {sptep[1]}")
+    assert said(monitor, "gpa2hva 0x1000") == "hva: 0x7f0000001000"
+    gpa = re.search(r"^gpa (0x\w+):", chain, re.MULTILINE)
+    assert gpa is not None
+    assert said(monitor, "gva2gpa rip") == f"gpa: {gpa[1]}"
+    assert said(monitor, "gva2gpa 0xffff800000000000") == "Unmapped"
+    assert "a device or nothing" in said(monitor, "explain gpa 0xfee00000")
+
+
+def test_looking_changes_nothing(monitor: Monitor) -> None:
+    said(monitor, "until 700000")
+    before = said(monitor, "hash")
+    for command in (
+        "page -s 0x2b3000",
+        "x /64xg 0x200000",
+        "xp /8xb 0x9000",
+        "info registers",
+        "info host",
+        "info shadow",
+        "info memslots",
+        "info stats",
+        "x /9i rip",
+        "explain fault",
+        "info cpus",
+        "info notifiers",
+    ):
+        assert said(monitor, command), command
+    assert said(monitor, "hash") == before
+
+
+def test_memory_is_read_from_swap_and_stays_there(monitor: Monitor) -> None:
+    said(monitor, "break mm_vmscan_write_folio", "c", "delete 1")
+    said(monitor, "fin")
+    swapped = re.search(r"hva 0x7f00(\w+)-.* is about to be unmapped", said(monitor, "explain fault"))
+    assert swapped is not None
+    gpa = int(swapped[1], 16)
+    assert "swap slot" in said(monitor, f"explain gpa {gpa}")
+    before = said(monitor, "hash")
+    row = said(monitor, f"xp /2xg {gpa}")
+    assert said(monitor, "hash") == before
+    assert row.startswith(f"{gpa:016x}: 0x")
+
+
+def test_steps_and_checkpoints(monitor: Monitor) -> None:
+    said(monitor, "until 1000", "checkpoint", "stepi 5")
+    assert said(monitor, "when").startswith("instruction 1005, event")
+    said(monitor, "reverse-stepi 3")
+    assert said(monitor, "when").startswith("instruction 1002,")
+    assert said(monitor, "restart 1").splitlines()[0].startswith("vCPU 0 at instruction 1000,")
+    assert "1: instruction 1000" in said(monitor, "info checkpoints")
+    assert "the guest has ended: debug-exit, status 0" in said(monitor, "c")
+    assert "ended" in said(monitor, "stepi")
+    said(monitor, "rsi")
+    assert "ended" not in said(monitor, "when")
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("frobnicate", "no command"),
+        ("re", "is one of replay_seek, restart, reverse-continue"),
+        ("break", "name a tracepoint"),
+        ("break kvm_exits", "no tracepoint 'kvm_exits'"),
+        ("break kvm_exit if rip == 1", "'rip' is no field"),
+        ("watch gfn 1", "none of spte"),
+        ("delete 7", "no break 7"),
+        ("x /9z rip", "the form is"),
+        ("x /4xg 0xffff800000000000", "no memory is there"),
+        ("x /0xg 0", "out of range"),
+        ("stepi many", "'many' is no register"),
+        ("stepi 1x", "'1x' is no number"),
+        ("restart 9", "no checkpoint 9"),
+        ("info nothing", "info: 'nothing' is unknown"),
+        ("cpu 4", "no vCPU 4"),
+        ("explain", "a number is missing"),
+        ("until 0", "not ahead"),
+    ],
+)
+def test_what_cannot_be_is_refused(monitor: Monitor, command: str, complaint: str) -> None:
+    with pytest.raises(ShadowvmError, match=re.escape(complaint)):
+        monitor.execute(command)
+
+
+def test_help_names_every_command(monitor: Monitor) -> None:
+    text = said(monitor, "help")
+    for word in ("break", "explain", "reverse-continue", "replay_seek", "phase", "fin", "xp"):
+        assert word in text
+    assert said(monitor, "help stepi").startswith("stepi")
+    assert said(monitor, "# a comment", "") == ""
