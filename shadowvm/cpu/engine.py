@@ -53,6 +53,8 @@ class CpuExit(IntEnum):
     EXIT_WHY are of the nested walk."""
     EPT_MISCONFIG = 15
     """A nested entry names a frame that host RAM does not have. With the same words as EPT_VIOLATION."""
+    DEBUG = 17
+    """RIP is at a breakpoint of set_breakpoints()."""
 
 
 class WalkFault(IntEnum):

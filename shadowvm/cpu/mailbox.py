@@ -203,6 +203,15 @@ TASK_NESTED = _next()
 TASK_ERROR = _next()
 """What is left of a task switch, the new task's NT, and one more than the error code to push, 0 for none."""
 STOP = _next()
+NR_BREAKS = _next()
+"""How many debugger's breakpoints are set: the first words of BREAKS, linear addresses. Blocks with one of them in it
+never get into the cache of blocks, so that they come by the slow hook."""
+MAX_BREAKS = 64
+BREAKS = _next()
+for _ in range(MAX_BREAKS - 1):
+    _next()
+BREAK_PASSED = _next()
+"""The breakpoint that lets the next execution of its instruction pass; -1 for none."""
 WATCHED = _next()
 """How many data breakpoints DR7 has on."""
 WATCH_HITS = _next()

@@ -140,6 +140,11 @@ class Registers:
         self.env[RIP] = value & MASK64
 
     @property
+    def linear_rip(self) -> int:
+        """CS.base + RIP."""
+        return self.segment(seg.CS).base + self.rip & MASK64
+
+    @property
     def rflags(self) -> int:
         return read_flags(self._lib, self._env_address)
 

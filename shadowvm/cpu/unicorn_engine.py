@@ -26,6 +26,7 @@ from . import layout as lay
 from . import mailbox as mb
 from .arena import Arena
 from .arrays import Arrays
+from .breakpoints import Breakpoints
 from .controls import HIDDEN_PAGES, Controls
 from .engine import CpuExit, Event, EventKind, InHandler, OutHandler
 from .interrupt import queue, vectored
@@ -76,6 +77,7 @@ class UnicornEngine(Registers):
         base = map_hidden(lib, self._uc, ram, hidden)
         self.controls = Controls(self._env_address, self.box, hidden, base)
         self.nested = NestedPaging(self.box)
+        self.breakpoints = Breakpoints(self.box, arrays.empty_tb_cache)
         self.suspects = Suspects(self.box)
         self.code_share: CodeShare | None = None
         self._mmio = Mmio(self.box, self._handler_raised)

@@ -41,6 +41,24 @@ class PointBreak(NamedTuple):
         return f"break {self.name}{' if ' if self.filter else ''}{self.filter}"
 
 
+class AddressBreak(NamedTuple):
+    """Before the instruction at a linear address, of any vCPU."""
+
+    number: int
+    address: int
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """None: the CPU itself stops."""
+        return ()
+
+    def hit(self, _target: Target, _tracepoint: Tracepoint, _args: tuple[Any, ...]) -> str | None:
+        """Never by an event."""
+        return None
+
+    def __str__(self) -> str:
+        return f"break *{self.address:#x}"
+
+
 class Watch(NamedTuple):
     """At a change of what `kind` names: spte (of a gfn), sptep (at an hpa), pte (of an hva), or page (a pfn comes and
     goes)."""

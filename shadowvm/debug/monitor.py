@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ConfigError
 from ..trace.filter import find_tracepoint
-from .breaks import PointBreak, Watch
+from .breaks import AddressBreak, PointBreak, Watch
 from .explain import KINDS
 from .position import Position, Stop
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .timeline import Timeline
 
 Lines = list[str]
+AnyBreak: TypeAlias = "AddressBreak | PointBreak | Watch"
 Command = Callable[["Monitor", str], Lines]
 _WATCHES = ("spte", "sptep", "pte", "page")
 _END_OF_FAULT = "kvm_entry"
@@ -32,7 +33,7 @@ class Monitor:
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
-        self.breaks: dict[int, PointBreak | Watch] = {}
+        self.breaks: dict[int, AnyBreak] = {}
         self.vcpu: int | None = None
         self.done = False
         self._next = 1
@@ -81,7 +82,7 @@ class Monitor:
         lines.append(f"{number}{where} at {stop.position}")
         if stop.text:
             lines.append(f"  {stop.text}")
-        elif stop.kind in ("instructions", "interrupt"):
+        elif stop.kind in ("instructions", "interrupt", "breakpoint"):
             lines += [f"  {text}" for text in self.timeline.call("view", "disassembly", 1, None, stop.vcpu)]
         return lines
 
@@ -203,10 +204,12 @@ def _restart(monitor: Monitor, text: str) -> Lines:
 
 
 def _break(monitor: Monitor, text: str) -> Lines:
-    """b, break POINT [if FILTER]: stop at a tracepoint"""
+    """b, break POINT [if FILTER] | break *ADDRESS: stop at a tracepoint, or before an instruction"""
     name, _, rest = text.partition(" ")
     if not name:
-        raise ConfigError("break: name a tracepoint, such as kvm_page_fault")
+        raise ConfigError("break: name a tracepoint, such as kvm_page_fault, or give *ADDRESS")
+    if name.startswith("*"):
+        return _add(monitor, AddressBreak(monitor._next, monitor.number(text[1:])))
     where = re.sub(r"^if\b", "", rest.strip()).strip()
     point = PointBreak(monitor._next, find_tracepoint(name).name, where)
     point.validate()
@@ -221,7 +224,7 @@ def _watch(monitor: Monitor, text: str) -> Lines:
     return _add(monitor, Watch(monitor._next, kind, monitor.number(value)))
 
 
-def _add(monitor: Monitor, new: PointBreak | Watch) -> Lines:
+def _add(monitor: Monitor, new: AnyBreak) -> Lines:
     monitor.breaks[new.number] = new
     monitor._next += 1
     return [f"{new.number}: {new}"]

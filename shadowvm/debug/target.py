@@ -19,6 +19,7 @@ import greenlet
 from ..cpu.context import without_history
 from ..cpu.engine import CpuExit
 from ..events import REGISTRY, Tracepoint, attached
+from .breaks import AddressBreak
 from .position import Position, Stop
 from .story import Happened
 from .views import VIEWS
@@ -58,6 +59,8 @@ class Target:
         self._until = 0
         self._until_event = 0
         self._breaks: dict[Tracepoint, list[Break]] = {}
+        self._addresses: dict[int, int] = {}
+        self._passed: dict[int, tuple[int, int]] = {}
         self._on_hit: Callable[[Stop], None] = self._stand_still
         self._debugger = greenlet.getcurrent()
         self._here = greenlet.greenlet(self._main)
@@ -111,6 +114,11 @@ class Target:
             return self.stop
         self._until, self._until_event, self.interrupted = until, until_event, False
         self._breaks = {}
+        self._addresses = {each.address: each.number for each in breaks if isinstance(each, AddressBreak)}
+        for vcpu in self.machine.vcpus:
+            vcpu.engine.breakpoints.set(self._addresses)
+            if self._addresses:
+                self._let_pass(vcpu, vcpu.engine.linear_rip)
         for each in breaks:
             for tracepoint in each.tracepoints():
                 self._breaks.setdefault(tracepoint, []).append(each)
@@ -155,11 +163,29 @@ class Target:
             engine.set_budget(piece)
             reason = engine.enter()
             engine.set_budget(engine.budget + left - piece)
+            if reason == CpuExit.DEBUG:
+                self._at_address(vcpu)
+                continue
             if self.interrupted:
                 self.interrupted = False
                 self._between(vcpu, "interrupt")
             if reason != CpuExit.QUANTUM or engine.budget <= 0:
                 return reason
+
+    def _at_address(self, vcpu: Vcpu) -> None:
+        """At a breakpoint, once for each time that its instruction is executed."""
+        address = vcpu.engine.linear_rip
+        where = Position(vcpu.kvm.instructions, self.events)
+        if self._passed.get(vcpu.id) == (address, where.instructions):
+            vcpu.engine.breakpoints.let_pass(address)  # it faulted, and is executed again
+            return
+        self._let_pass(vcpu, address)
+        number = self._addresses.get(address)
+        self._on_hit(Stop("breakpoint", where, "", vcpu.id, vcpu.sched.current.name, number))
+
+    def _let_pass(self, vcpu: Vcpu, address: int) -> None:
+        self._passed[vcpu.id] = (address, vcpu.kvm.instructions)
+        vcpu.engine.breakpoints.let_pass(address)
 
     def _between(self, vcpu: Vcpu, kind: str) -> None:
         where = Position(vcpu.kvm.instructions, self.events)

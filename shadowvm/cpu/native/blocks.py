@@ -13,7 +13,7 @@ from ..engine import CpuExit
 from .iret import watch_iret
 from .memory import bump, call1, call2, call3, get, get_env, inline, ld8, ld32, ld64, put, return_slot, st32, st64
 
-QUANTUM, STOPPED = int(CpuExit.QUANTUM), int(CpuExit.STOPPED)
+QUANTUM, STOPPED, DEBUG = int(CpuExit.QUANTUM), int(CpuExit.STOPPED), int(CpuExit.DEBUG)
 LAST_WORD_TRIED = 64
 UNSET = 0xFFFF_FFFF
 RF = 1 << 16
@@ -154,9 +154,31 @@ def find_block(box, slot, pc):
     back = ld64(slot + get(box, mb.FRAME_DISTANCE))
     tb = call2(get(box, mb.FN_TB_LOOKUP), get(box, mb.TCG_CTX), back)
     cached = cache_slot(box, back)
-    st64(cached, back)
+    st64(cached, 0 if get(box, mb.NR_BREAKS) != 0 and tb != 0 and next_break(box, tb, 0) >= 0 else back)
     st64(cached + 8, tb)
     return tb
+
+
+@inline
+def is_break(box, pc):
+    """Is there a debugger's breakpoint at a linear address?"""
+    found = False
+    for i in range(get(box, mb.NR_BREAKS)):
+        found |= get(box, mb.BREAKS + i) == pc
+    return found
+
+
+@inline
+def next_break(box, tb, first):
+    """Which instruction of a block, from number `first` on, has a breakpoint, or -1."""
+    count = ld64(tb + lay.TB_SIZE_ICOUNT) >> 48 & 0xFFFF
+    at = ld64(tb + lay.TB_TC_PTR) + ld64(tb + lay.TB_TC_SIZE)
+    here = ld64(tb + lay.TB_PC)
+    for i in range(count):
+        here, at = next_row(here, at)
+        if i >= first and is_break(box, here):
+            return i
+    return -1
 
 
 @inline
@@ -189,6 +211,15 @@ def on_block_slow(box, slot, pc):
     if get(box, mb.STEP) == mb.STEP_DONE:
         leave(box, QUANTUM)
     left = get(box, mb.BUDGET)
+    if get(box, mb.NR_BREAKS) != 0 and get(box, mb.STEP) == 0 and left > 0:
+        passed = get(box, mb.BREAK_PASSED) == pc
+        before = next_break(box, tb, 1 if passed else 0)
+        if before == 0:
+            leave(box, DEBUG)
+        if before > 0:
+            left = min(left, before)
+        if count <= left and passed:
+            put(box, mb.BREAK_PASSED, -1)
     if get(box, mb.STEP) == mb.STEP_ONE:
         put(box, mb.STEP, mb.STEP_DONE)
     elif left <= 0:
@@ -197,7 +228,7 @@ def on_block_slow(box, slot, pc):
         put(box, mb.ASKED, 1)
         st32(cpu + lay.CPU_CFLAGS_NEXT_TB, left)
         run_again(box)
-    put(box, mb.BUDGET, left - count)
+    put(box, mb.BUDGET, get(box, mb.BUDGET) - count)
     put(box, mb.LAST_TB, tb)
     if get(box, mb.RESUME) != 0:
         put(box, mb.RESUME, RESUMED)
