@@ -46,6 +46,7 @@ WITHOUT_TEST = {
     "debug/peek.py": "debug/test_monitor.py",
     "debug/story.py": "debug/test_monitor.py",
     "debug/views.py": "debug/test_monitor.py",
+    "debug/gdb_registers.py": "debug/test_gdbstub.py",
     "debug/position.py": "debug/test_timeline.py",
     "debug/target.py": "debug/test_timeline.py",
     "debug/worker.py": "debug/test_timeline.py",

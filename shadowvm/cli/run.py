@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..trace.recorder import EventDigest
 
 EXIT_SWAP = 126
+DEFAULT = "tcp:127.0.0.1:1234"
 EXIT_VIOLATION = 127
 _FLAGS = (
     ("-m", "SIZE", "64M", "guest memory"),
@@ -66,6 +67,9 @@ def add_parser(commands: Any) -> None:
         metavar="N",
         help="look at the state at each N-th exit, and follow only those events that laws named by --check-laws need",
     )
+    parser.add_argument("-s", dest="gdb", action="store_const", const=DEFAULT, help=f"wait for gdb at {DEFAULT}")
+    parser.add_argument("-gdb", metavar="tcp:ADDRESS:PORT", help="wait for gdb there")
+    parser.add_argument("-S", action="store_true", help="with -s or -gdb: do not start (which is always so)")
     parser.set_defaults(main=main)
 
 
@@ -155,6 +159,10 @@ def main(args: argparse.Namespace) -> int:
         print(help_text())
         return 0
     config = config_from_args(args)
+    if args.gdb is not None:
+        from .gdbserver import serve  # noqa: PLC0415
+
+        return serve(config, args.gdb)
     check = _check_from_args(args)
     from ..cpu.native import cache  # noqa: PLC0415 - after the flags are known to be good
     from ..machine import Machine  # noqa: PLC0415

@@ -40,6 +40,7 @@ class Timeline:
         self._checkpoints = [Checkpoint(_START, self.worker.fork())]
         self._slice = FIRST_SLICE
         self._kept: dict[int, Checkpoint] = {}
+        self.poll: Callable[[], bool] | None = None
 
     @property
     def position(self) -> Position:
@@ -68,6 +69,9 @@ class Timeline:
             if asked or (until and stop.position.instructions >= until):
                 break
             self._checkpoint()
+            if self.poll is not None and self.poll():
+                self.stop = self.stop._replace(kind="interrupt")
+                break
         return self.stop
 
     def _pace(self, seconds: float) -> None:

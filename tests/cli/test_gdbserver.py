@@ -1,0 +1,102 @@
+"""A real gdb on the stub: attach, break, step, go back, look through the monitor, detach."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from shadowvm.cli.gdbserver import parse_gdb
+from shadowvm.errors import ConfigError
+
+SCRIPT = """
+set architecture i386:x86-64
+target remote 127.0.0.1:{port}
+info registers cr0 cr3
+info threads
+break *0x101e68
+continue
+x/2i $rip
+stepi
+reverse-stepi
+continue
+reverse-continue
+monitor when
+monitor page -s rip
+monitor explain fault
+delete
+monitor break swap_readpage
+continue
+monitor info host
+x/1gx 0xffff800000000000
+"""
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    command = [sys.executable, "-m", "shadowvm", "run", "-gdb", "tcp:127.0.0.1:0", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.fullmatch(r"waiting for gdb at 127.0.0.1:(\d+)\n", line)
+        assert found is not None, line
+        try:
+            yield process, int(found[1])
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
+def test_a_session_of_a_real_gdb() -> None:
+    guest = ("memtouch", "-append", "size=3M passes=1", "--host-memory", "2304K", "-smp", "2")
+    with server(*guest) as (process, port):
+        commands = [line for line in SCRIPT.format(port=port).splitlines() if line] + ["detach"]
+        words = [word for line in commands for word in ("-ex", line)]
+        done = subprocess.run(
+            ["gdb", "-nx", "-batch", *words], capture_output=True, text=True, check=False, timeout=100
+        )
+        said = done.stdout
+        for part in (
+            "[ PE MP ET NE WP AM PG ]",
+            '* 1    Thread 1 "CPU 0"',
+            '  2    Thread 2 "CPU 1"',
+            "hit Breakpoint 1, 0x0000000000101e68",
+            "=> 0x101e68:",
+            "memslot 0: gfns 0x0-",
+            "mmu_invalidate_seq is",
+            "mmu_lock: free",
+            "detached",
+        ):
+            assert part in said, said
+        assert said.count("hit Breakpoint 1") == 3
+        assert "Cannot access memory at address 0xffff800000000000" in said
+        assert process.wait(30) == 0
+
+
+def test_a_client_that_leaves_at_any_byte_may_come_again() -> None:
+    with server("hello") as (process, port):
+        for size in range(1, 12):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"+$qSupported#37"[:size])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"+$?#3f")
+            reply = b""
+            while len(reply) < 20:
+                reply += client.recv(100)
+            assert reply.startswith(b"+$T05thread:p1.1;#")
+            client.sendall(b"+$k#6b")
+        assert process.wait(30) == 0
+
+
+def test_where_to_listen() -> None:
+    assert parse_gdb("tcp::1234") == ("127.0.0.1", 1234)
+    assert parse_gdb("tcp:0.0.0.0:99") == ("0.0.0.0", 99)
+    for text in ("", "1234", "udp::1", "tcp:x", "tcp::99999", "tcp::"):
+        with pytest.raises(ConfigError, match="-gdb"):
+            parse_gdb(text)
