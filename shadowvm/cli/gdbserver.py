@@ -74,7 +74,7 @@ def _serve_one(listener: socket.socket, timeline: Timeline) -> bool:
                 client.sendall(bytes(packets.replies))
                 packets.replies.clear()
         except OSError:
-            return True
+            return not session.done
         finally:
             timeline.poll = None
     return False
