@@ -208,6 +208,21 @@ kvm_get_dirty_log = Tracepoint(
 kvm_clear_dirty_log = Tracepoint(
     "kvm", "kvm_clear_dirty_log", "slot gfns", lambda slot, gfns: f"slot {slot} {len(gfns)} pages"
 )
+kvm_dirty_ring_push = Tracepoint(
+    "kvm",
+    "kvm_dirty_ring_push",
+    "index dirty_index reset_index slot offset",
+    lambda index, dirty, reset, slot, offset: (
+        f"ring {index}: dirty 0x{dirty:x} reset 0x{reset:x} slot {slot} offset 0x{offset:x} (used {dirty - reset})"
+    ),
+)
+kvm_dirty_ring_reset = Tracepoint(
+    "kvm",
+    "kvm_dirty_ring_reset",
+    "index dirty_index reset_index",
+    lambda index, dirty, reset: f"ring {index}: dirty 0x{dirty:x} reset 0x{reset:x} (used {dirty - reset})",
+)
+kvm_dirty_ring_exit = Tracepoint("kvm", "kvm_dirty_ring_exit", "vcpu_id", "vcpu %d")
 kvm_set_memslot = Tracepoint(
     "kvm",
     "kvm_set_memslot",

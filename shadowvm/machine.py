@@ -91,6 +91,7 @@ class Machine:
         self.system = Host(config.host_memory, config.swap_size, config.swap_file, config.seed, config.thp)
         self.ram, self.sched, self.host = self.system.ram, self.system.sched, self.system.node
         self._ended_by: Reason | None = None
+        self.on_dirty_ring_full: Callable[[Vcpu], None] | None = None
         with ExitStack() as undo:
             undo.callback(self.host.close)
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
@@ -272,8 +273,12 @@ class Machine:
         return self._outcome(results[0])
 
     def _vcpu_thread(self, vcpu: Vcpu, results: list[KvmRun]) -> None:
-        """The first CPU that has something to say ends the run for all."""
-        results.append(vcpu.run())
+        """The first CPU that has something to say ends the run for all. A full dirty ring is for who harvests it."""
+        run = vcpu.run()
+        while run.exit_reason is ExitReason.DIRTY_RING_FULL and self.on_dirty_ring_full is not None:
+            self.on_dirty_ring_full(vcpu)
+            run = vcpu.run()
+        results.append(run)
         self.kvm.pause()
 
     def _idle(self) -> bool:

@@ -16,6 +16,7 @@ from ..errors import KvmError
 from ..events import kvm_clear_dirty_log as trace_clear_dirty_log
 from ..events import kvm_get_dirty_log as trace_get_dirty_log
 from ..x86 import PT_WRITABLE
+from .dirty_ring import DirtyRingLog
 from .memslot import KVM_MEM_LOG_DIRTY_PAGES, MemSlot
 from .mmu.rmap import rmap_sptes
 from .mmu.split import kvm_mmu_recover_huge_pages, kvm_mmu_try_split_huge_pages
@@ -42,7 +43,10 @@ class ManualProtect(IntFlag):
 
 
 def kvm_alloc_dirty_bitmap(kvm: Kvm, slot: MemSlot) -> None:
-    """Logging begins: an empty bitmap, or a full one."""
+    """Logging begins: an empty bitmap, or a full one; where there are rings, what is in them."""
+    if kvm.dirty_ring_size:
+        slot.dirty_bitmap = DirtyRingLog(kvm, slot)
+        return
     full = kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET
     slot.dirty_bitmap = set(map(Gfn, range(slot.base_gfn, slot.end_gfn))) if full else set()
 
@@ -57,10 +61,10 @@ def kvm_mmu_slot_apply_flags(kvm: Kvm, slot: MemSlot) -> None:
         if kvm.mm.huge_pmds:
             (kvm_tdp_mmu_recover_huge_pages if kvm.tdp_mmu_enabled else kvm_mmu_recover_huge_pages)(kvm, slot)
         return
-    if not kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET:
+    if kvm.dirty_ring_size or not kvm.manual_dirty_log_protect & ManualProtect.INITIALLY_SET:
         _split_huge_pages(kvm, slot, slot.base_gfn, slot.end_gfn)
         kvm.mmu_lock.acquire()
-        _write_protect(kvm, slot, sorted({*slot.rmap, *slot.rmap_large}))
+        kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, sorted({*slot.rmap, *slot.rmap_large}))
         kvm.mmu_lock.release()
         if kvm.tdp_mmu_enabled:
             kvm_tdp_mmu_log_slot(kvm, slot)
@@ -77,7 +81,7 @@ def kvm_get_dirty_log(kvm: Kvm, slot_id: int) -> bytes:
     """KVM_GET_DIRTY_LOG: a bit for each page of the slot, rounded up to words of 64. May sleep.
 
     Raises:
-        KvmError: ENOENT, the slot is not there or has no log.
+        KvmError: ENOENT, the slot is not there or has no log; ENXIO, the log is in the rings.
     """
     kvm.slots_lock.acquire()
     try:
@@ -89,7 +93,7 @@ def kvm_get_dirty_log(kvm: Kvm, slot_id: int) -> bytes:
         clears = not kvm.manual_dirty_log_protect & ManualProtect.ENABLE
         if clears:
             slot.dirty_bitmap.clear()
-            _write_protect(kvm, slot, dirty)
+            kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, dirty)
         kvm.mmu_lock.release()
         if dirty and clears:
             kvm.flush_remote_tlbs()
@@ -104,7 +108,7 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
     """KVM_CLEAR_DIRTY_LOG: forget the pages whose bit is set in `bitmap`, which begins at `first_page` of the slot.
 
     Raises:
-        KvmError: ENOENT as above; EINVAL for pages that are not whole words of the slot's.
+        KvmError: ENOENT and ENXIO as above; EINVAL for pages that are not whole words of the slot's.
     """
     kvm.slots_lock.acquire()
     try:
@@ -122,7 +126,7 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
         kvm_arch_sync_dirty_log(kvm, slot)
         cleared = [gfn for gfn in wanted if gfn in slot.dirty_bitmap]
         slot.dirty_bitmap.difference_update(cleared)
-        _write_protect(kvm, slot, cleared)
+        kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, cleared)
         kvm.mmu_lock.release()
         if cleared:
             kvm.flush_remote_tlbs()
@@ -133,13 +137,15 @@ def kvm_clear_dirty_log(kvm: Kvm, slot_id: int, first_page: int, num_pages: int,
 
 
 def _logged_slot(kvm: Kvm, slot_id: int) -> MemSlot:
+    if kvm.dirty_ring_size:
+        raise KvmError(errno.ENXIO, f"memory slot {slot_id}: its dirty log is in the rings")
     slot = kvm.id_to_memslot(slot_id)
     if slot is None or slot.dirty_bitmap is None or not slot.flags & KVM_MEM_LOG_DIRTY_PAGES:
         raise KvmError(errno.ENOENT, f"memory slot {slot_id}: there is no dirty log")
     return slot
 
 
-def _write_protect(kvm: Kvm, slot: MemSlot, gfns: Iterable[Gfn]) -> None:
+def kvm_arch_mmu_enable_log_dirty_pt_masked(kvm: Kvm, slot: MemSlot, gfns: Iterable[Gfn]) -> None:
     """Take W, or with PML D, from these frames' sptes. Under mmu_lock; they stay MMU-writable: the caller flushes."""
     if kvm.tdp_mmu_enabled:
         kvm_tdp_mmu_clear_dirty_pt_masked(kvm, slot, gfns)

@@ -21,6 +21,7 @@ class ExitReason(IntEnum):
     INTR = 10
     INTERNAL_ERROR = 17
     SYSTEM_EVENT = 24
+    DIRTY_RING_FULL = 31
     MEMORY_FAULT = 39
 
 

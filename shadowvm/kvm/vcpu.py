@@ -16,6 +16,7 @@ from ..events import kvm_entry, kvm_exit, kvm_userspace_exit
 from ..mm.page_alloc import Page, put_page
 from ..x86 import PFERR_FETCH, PFERR_PK, PFERR_PRESENT, PFERR_RSVD, PFERR_USER, PFERR_WRITE
 from .apf import AsyncPf, kvm_apf_block
+from .dirty_ring import KVM_REQ_DIRTY_RING_SOFT_FULL, kvm_dirty_ring_alloc, kvm_dirty_ring_check_request
 from .exit import ExitReason, KvmRun
 from .handle_exit import handle_exit
 from .intercept import CR3_RESERVED
@@ -72,6 +73,7 @@ _VMX_EXIT_REASONS: dict[int, str] = {
 """Exits as the kvm_exit tracepoint names them on VMX."""
 
 _ROOT_REQUESTS = KVM_REQ_MMU_RELOAD | KVM_REQ_MMU_FREE_OBSOLETE_ROOTS | KVM_REQ_MMU_SYNC
+_KEEPS_OUT = KVM_REQ_PAUSE | KVM_REQ_DIRTY_RING_SOFT_FULL
 _PFERR_OF_ACCESS = (0, PFERR_WRITE, PFERR_FETCH)
 _WHY_PK, _WHY_BAD_FRAME = int(WalkFault.PK), int(WalkFault.BAD_FRAME)
 _NO_SLOT = MemSlot(-1, Gfn(0), 0, Hva(0))
@@ -91,7 +93,8 @@ class Vcpu:
     vCPU may still use of its turn, as of the last budget. granted, granted_at: that budget and when it was granted.
     stalled: budget used up by exceptions alone since an instruction last retired; it counts towards the limit too.
     device_work: what a device left to be done outside of the guest. userspace_io: who answers its ports and MMIO if
-    there are no devices. mmio_info: the last access to a device. apf: pages that it does not wait for.
+    there are no devices. mmio_info: the last access to a device. dirty_ring: None where logs are bitmaps. apf: pages
+    that it does not wait for.
     """
 
     __slots__ = (
@@ -101,6 +104,7 @@ class Vcpu:
         "cr3",
         "cr4",
         "device_work",
+        "dirty_ring",
         "efer",
         "engine",
         "event",
@@ -178,6 +182,7 @@ class Vcpu:
         self.msrs = Msrs()
         self.quit = False
         self.mmio_info = MmioInfo()
+        self.dirty_ring = kvm_dirty_ring_alloc(kvm, self.id)
         self.userspace_io: UserspaceIo | None = None
         self.device_work: list[Callable[[], None]] = []
         engine.controls.cr = engine.controls.msr = engine.controls.check_msrs = engine.controls.cpuid = True
@@ -349,7 +354,7 @@ def vcpu_enter_guest(vcpu: Vcpu) -> KvmRun | None:
         sched.cond_resched()
     irq = vcpu.irq
     if (vcpu.requests or (irq is not None and irq.check)) and not _make_ready(vcpu, irq):
-        return exit_intr(vcpu) if vcpu.kvm.paused else None
+        return _why_not_ready(vcpu)
     if vcpu.root is None and vcpu.kvm.tdp_enabled:
         return _mmu_reload(vcpu)
     engine = vcpu.engine
@@ -382,12 +387,21 @@ def _mmu_reload(vcpu: Vcpu) -> KvmRun | None:
     return None if ret == RetPf.CONTINUE else KvmRun(ExitReason.INTERNAL_ERROR, f"nested root: {ret.name}", ret)
 
 
+def _why_not_ready(vcpu: Vcpu) -> KvmRun | None:
+    """What run() returns when _make_ready() says no; None if it goes on."""
+    if vcpu.kvm.paused:
+        return exit_intr(vcpu)
+    if vcpu.requests & KVM_REQ_DIRTY_RING_SOFT_FULL:
+        return KvmRun(ExitReason.DIRTY_RING_FULL, f"the dirty ring of vcpu {vcpu.id} is full")
+    return None
+
+
 def _make_ready(vcpu: Vcpu, irq: IrqState | None) -> bool:
     """Serve requests and see to interrupts until neither is left. Both may sleep. False: do not enter."""
     while True:
         if vcpu.requests:
             vcpu.service_requests()
-            if vcpu.requests & KVM_REQ_PAUSE:
+            if vcpu.requests & _KEEPS_OUT and (vcpu.requests & KVM_REQ_PAUSE or kvm_dirty_ring_check_request(vcpu)):
                 return False
         if irq is None or not irq.check:
             return True

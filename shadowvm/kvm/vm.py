@@ -44,6 +44,7 @@ KVM_REQ_SRCU = 1 << 5
 KVM_REQ_APF_HALT = 1 << 6
 KVM_REQ_APF_READY = 1 << 7
 KVM_REQ_MMU_SYNC = 1 << 8
+# 1 << 9 is KVM_REQ_DIRTY_RING_SOFT_FULL, of dirty_ring.py.
 
 
 class Debugger(Protocol):
@@ -62,6 +63,7 @@ class Kvm:
     last. elsewhere: what the others have retired. a20_closed: address bit 20 is 0, whatever the CPUs say.
     srcu_waiters: tasks in synchronize_srcu(); mn_memslots_update_waiters: those that wait for the end of invalidations.
     memslots: what vCPUs see outside of SMM, which is address_spaces[0]; address_spaces[1]: inside of it.
+    dirty_ring_size: bytes of each vCPU's dirty ring, 0 where logs are bitmaps.
     debugger: None in an ordinary run. params: KVM's knobs.
     tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
     by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
@@ -80,6 +82,7 @@ class Kvm:
         "async_pf_wq",
         "cpu_model",
         "debugger",
+        "dirty_ring_size",
         "elsewhere",
         "link_generation",
         "loaded",
@@ -141,6 +144,7 @@ class Kvm:
         self.turns = turns or Turns()
         self.manual_dirty_log_protect = ManualProtect.OFF
         self.debugger: Debugger | None = None
+        self.dirty_ring_size = 0
         self.loaded: Vcpu | None = None
         self.elsewhere = 0
         self.paused = self.all_asleep = False

@@ -11,7 +11,7 @@ from tests.boot.images import ONE_THREAD
 from tests.guest_run import config_for, run_checked
 
 GUESTS = Path(__file__).resolve().parents[2] / "guests"
-NAMES = ("smp-counter", "smp-ipi", "smp-shootdown", "smp-sieve", "smp-smc", "smp32")
+NAMES = ("dirty_log_test", "smp-counter", "smp-ipi", "smp-shootdown", "smp-sieve", "smp-smc", "smp32")
 LITTLE = {
     "smp-counter": "count=400 locked=100 pages=3",
     "smp-sieve": "limit=8k segment=64",

@@ -1,0 +1,34 @@
+"""dirty_log_test, the guest, migrated while it runs: no store is missing from the harvest that follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shadowvm.config import MIB
+from tests.kvm.dirty_log import MODES, migrate
+
+LITTLE = "pages=200 iterations=12 writes=60"
+HOSTS: dict[str, dict[str, Any]] = {
+    "plenty": {},
+    "little memory": {"host_memory": 2 * MIB},
+    "two cpus": {"smp": 2, "quantum": (50, 2000), "seed": 5},
+    "two cpus, little memory": {"smp": 2, "quantum": (50, 2000), "seed": 3, "host_memory": 2304 << 10},
+}
+"""How the guest runs; what else a run may differ in, such as the MMU, is one more dict."""
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_missed(mode: str, host: str) -> None:
+    migration = migrate(mode, "dirty_log_test", LITTLE, **HOSTS[host])
+    assert len(migration.harvests) > 5
+    assert min(migration.harvests[1:-1], default=0) > 0 or sum(migration.harvests) > 200
+
+
+def test_a_full_ring_stops_its_cpu_until_it_is_reset() -> None:
+    """A ring of 256 entries under a guest that dirties more than 192 pages between two harvests."""
+    migration = migrate("ring", "dirty_log_test", "pages=600 iterations=3 writes=600", pauses=200)
+    assert migration.full >= 3
+    assert max(migration.harvests) <= 256
