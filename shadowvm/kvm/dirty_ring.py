@@ -55,6 +55,10 @@ class KvmDirtyRing:
         """Entries that were pushed and not reset."""
         return self.dirty_index - self.reset_index
 
+    def entries(self) -> list[DirtyGfn]:
+        """Those that were pushed and not reset, oldest first."""
+        return [self.dirty_gfns[n & self.size - 1] for n in range(self.reset_index, self.dirty_index)]
+
     @property
     def soft_full(self) -> bool:
         """Only the reserve is left."""
@@ -72,7 +76,10 @@ class DirtyRingLog(set[Gfn]):
 
     def add(self, gfn: Gfn) -> None:
         """mark_page_dirty_in_slot()."""
-        super().add(gfn)
+        set.add(self, gfn)
+        self._push(gfn)
+
+    def _push(self, gfn: Gfn) -> None:
         push_dirty_gfn(kvm_get_running_vcpu(self._kvm), self._slot_id, gfn - self._base_gfn)
 
 

@@ -39,8 +39,7 @@ def dirty_ring_entries(vcpu: Vcpu) -> list[DirtyEntry]:
     """
     ring = _ring_of(vcpu)
     found = []
-    for at in range(ring.reset_index, ring.dirty_index):
-        entry = ring.dirty_gfns[at & ring.size - 1]
+    for entry in ring.entries():
         if entry.flags & KVM_DIRTY_GFN_F_DIRTY:
             entry.flags = KVM_DIRTY_GFN_F_RESET
             found.append(DirtyEntry(entry.slot, entry.offset))

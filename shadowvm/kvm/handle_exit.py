@@ -69,6 +69,7 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
     if kvm_page_fault.on:
         kvm_page_fault(vcpu.id, engine.rip, gva, error_code)
     ret = handle_mmio_page_fault(vcpu, gva) if error_code & PFERR_RSVD else RET_PF_INVALID
+    no_slot = ret is RET_PF_EMULATE
     if ret is RET_PF_INVALID:
         ret = kvm_mmu_page_fault(vcpu, gva, error_code)
     if ret is RET_PF_FIXED and interrupted is None:
@@ -79,7 +80,7 @@ def handle_page_fault(vcpu: Vcpu) -> KvmRun | None:
             return None
         return _emulated(vcpu, *emulate_write(vcpu, gva, ret, interrupted))
     if ret is RET_PF_EMULATE and interrupted is None and box[EXIT_ACCESS] != FETCH:
-        return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())
+        return _emulate_mmio(vcpu, gva, rom=not no_slot and vcpu.slot_of_walk())
     return _page_fault_done(vcpu, gva, ret, interrupted)
 
 
@@ -93,6 +94,7 @@ def handle_ept_violation(vcpu: Vcpu) -> KvmRun | None:
     if kvm_page_fault.on:
         kvm_page_fault(vcpu.id, engine.rip, gpa, error_code)
     ret = handle_mmio_page_fault(vcpu, gpa) if error_code & PFERR_RSVD else RET_PF_INVALID
+    no_slot = ret is RET_PF_EMULATE
     if ret is RET_PF_INVALID:
         ret = kvm_tdp_page_fault(vcpu, gpa, error_code)
     if ret is RET_PF_FIXED and interrupted is None:
@@ -102,7 +104,7 @@ def handle_ept_violation(vcpu: Vcpu) -> KvmRun | None:
         if not box[EXIT_FINAL]:
             return _no_guest_table(vcpu, gva, interrupted)
         if interrupted is None and box[EXIT_ACCESS] != FETCH:
-            return _emulate_mmio(vcpu, gva, rom=error_code & PFERR_RSVD == 0 and vcpu.slot_of_walk())
+            return _emulate_mmio(vcpu, gva, rom=not no_slot and vcpu.slot_of_walk())
     return _page_fault_done(vcpu, gva, ret, interrupted)
 
 

@@ -127,19 +127,6 @@ def check_mmio_spte(vcpu: Vcpu, spte: int) -> bool:
     return kvm_gen == spte_gen
 
 
-def sync_mmio_spte(vcpu: Vcpu, sp: KvmMmuPage, index: int, gfn: Gfn, access: int, pkey: int = 0) -> bool:
-    """The guest's entry says `gfn` and `access` now. True if an MMIO spte stood there: it was renewed or zapped."""
-    kvm = vcpu.kvm
-    spte = kvm.q[sp.q + index]
-    if not is_mmio_spte(spte):
-        return False
-    if gfn != get_mmio_spte_gfn(spte):
-        mmu_spte_set(kvm, sp.q + index, 0)
-    else:
-        mark_mmio_spte(vcpu, sp, index, gfn, access, pkey)
-    return True
-
-
 def kvm_mmu_invalidate_mmio_sptes(kvm: Kvm, generation: int) -> None:
     """The slots are about to get `generation`: when its 19 bits begin anew, entries of the last round must be gone.
 

@@ -91,6 +91,7 @@ class DirtyRules(Rules):
     def _on_get(self, slot_id: int, dirty: list[Gfn], cleared: bool) -> None:
         slot = self.kvm.id_to_memslot(slot_id)
         assert slot is not None
+        self._check_rings(slot_id, slot)
         # What was written while the caller flushed is in the bitmap again already.
         known, found = self._clean.setdefault(slot_id, {}), {*dirty, *(slot.dirty_bitmap or ())}
         for gfn, checksum in known.items():
@@ -100,6 +101,17 @@ class DirtyRules(Rules):
             clean = self._pages(slot)
             known.update((gfn, self._checksum(slot, gfn)) for gfn in clean)
             self._check_protected(slot, clean)
+
+    def _check_rings(self, slot_id: int, slot: MemSlot) -> None:
+        """With dirty rings the log is what is in them: pushed, and not reset yet."""
+        rings = [vcpu.dirty_ring for vcpu in self.kvm.vcpus if vcpu.dirty_ring is not None]
+        if not rings:
+            return
+        entries = (entry for ring in rings for entry in ring.entries())
+        pushed = {slot.base_gfn + entry.offset for entry in entries if entry.slot == slot_id}
+        for gfn in sorted(slot.dirty_bitmap or ()):
+            if gfn not in pushed:
+                self.sanitizer.fail("I30", f"gfn {gfn:#x} of slot {slot_id} was written", "it is in no ring")
 
     def _on_clear(self, slot_id: int, gfns: list[Gfn]) -> None:
         slot = self.kvm.id_to_memslot(slot_id)

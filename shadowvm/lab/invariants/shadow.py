@@ -15,6 +15,7 @@ import numpy as np
 from ...addr import PAGE_SHIFT, Gfn, Pfn, Vpn
 from ...cpu.mailbox import KEY_CR3, NR_PREV_ROOTS, PREV_ROOTS, ROOT, WINDOWS_OPEN
 from ...events import kvm_entry, kvm_exit, kvm_mmu_get_page, lock_release, spte_change
+from ...kvm.memslot import KVM_MEM_READONLY
 from ...kvm.mmu.rmap import rmap_sptes
 from ...kvm.mmu.role import A20_GFN_MASK, ROLE_CR0_WP, unpack_role
 from ...kvm.mmu.shadow import KvmMmuPage
@@ -175,6 +176,9 @@ class ShadowRules(Rules):
             self._check_rights(sp, sptep & 511, spte, where)
 
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
+        slot = self.kvm.address_spaces[0].find(leaf.gfn)
+        if slot is not None and slot.flags & KVM_MEM_READONLY and leaf.spte & _TRIPLE:
+            self.fail("I23", f"{where} is writable", f"slot {slot.id} is read-only")
         for gfn, pfn in zip(leaf.gfns(), leaf.pfns(), strict=True):
             vpn = vpn_of(self.kvm, gfn)
             if vpn is None:

@@ -63,6 +63,7 @@ class NestedCpu:
     def __init__(self, kvm: Kvm) -> None:
         self.kvm = kvm
         self.id = len(kvm.vcpus)
+        self.sched = kvm.mm.host.sched
         self.engine = NestedEngine()
         self.stat = VcpuStat()
         self.requests = 0
@@ -81,6 +82,9 @@ class NestedCpu:
 
     def forget_slot(self) -> None:
         self.slot = self.no_slot
+
+    def service_requests(self) -> None:
+        self.enter()
 
     def free_roots(self) -> None:
         kvm_mmu_free_roots(self)

@@ -61,7 +61,8 @@ BUGS = [
     ),
     Bug("PAE pointers are not reloaded", [(intercept._load_pdptrs, "register == 3 or", "False or")]),
     Bug(
-        "the dirty log is not protected again", [(dirty.kvm_get_dirty_log, "_write_protect(kvm, slot, dirty)", "pass")]
+        "the dirty log is not protected again",
+        [(dirty.kvm_get_dirty_log, "kvm_arch_mmu_enable_log_dirty_pt_masked(kvm, slot, dirty)", "pass")],
     ),
     Bug(
         "an emulated store is not dirty",
