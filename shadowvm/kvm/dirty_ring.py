@@ -129,6 +129,8 @@ def kvm_enable_dirty_log_ring(kvm: Kvm, size: int) -> None:
         raise KvmError(errno.EINVAL, f"dirty ring: {size} bytes are not a power of two from {least} on")
     if size > KVM_DIRTY_RING_MAX_ENTRIES * SIZEOF_DIRTY_GFN:
         raise KvmError(errno.E2BIG, f"dirty ring: {size} bytes are more than {KVM_DIRTY_RING_MAX_ENTRIES} entries")
+    if kvm.pml:
+        raise KvmError(errno.EINVAL, "dirty ring: with pml=1 stores are noted in D bits, and pushed by nobody")
     logged = any(slot.dirty_bitmap is not None for slots in kvm.address_spaces for slot in slots.slots)
     if kvm.dirty_ring_size or logged:
         raise KvmError(errno.EINVAL, "dirty ring: there is one already, or a slot has a dirty bitmap")

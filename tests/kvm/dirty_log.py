@@ -12,6 +12,7 @@ from shadowvm.kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty
 from shadowvm.kvm.dirty_ring import kvm_enable_dirty_log_ring
 from shadowvm.kvm.dirty_ring_reset import dirty_ring_entries, reset_dirty_rings
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, MemSlot
+from shadowvm.kvm.mmu.tdp_dirty import kvm_arch_sync_dirty_log
 from shadowvm.kvm.vcpu import Vcpu
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
@@ -90,6 +91,9 @@ class Migration:
     def verify(self) -> None:
         """The copy is the guest's memory, but for what is in the log."""
         slot = self.slot
+        self.kvm.mmu_lock.acquire()
+        kvm_arch_sync_dirty_log(self.kvm, slot)
+        self.kvm.mmu_lock.release()
         logged = set(slot.dirty_bitmap or ())
         for gfn in map(Gfn, range(slot.base_gfn, slot.end_gfn)):
             if gfn not in logged:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from shadowvm.config import MIB
+from shadowvm.errors import KvmError
+from shadowvm.params import KvmParams
 from tests.kvm.dirty_log import MODES, migrate
 
 LITTLE = "pages=200 iterations=12 writes=60"
@@ -16,7 +18,13 @@ HOSTS: dict[str, dict[str, Any]] = {
     "two cpus": {"smp": 2, "quantum": (50, 2000), "seed": 5},
     "two cpus, little memory": {"smp": 2, "quantum": (50, 2000), "seed": 3, "host_memory": 2304 << 10},
 }
-"""How the guest runs; what else a run may differ in, such as the MMU, is one more dict."""
+"""How the guest runs."""
+TDP: dict[str, dict[str, int]] = {
+    "the TDP MMU": {},
+    "without A and D bits": {"eptad": 0},
+    "direct shadow pages": {"tdp_mmu": 0},
+    "D bits": {"pml": 1},
+}
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -25,6 +33,20 @@ def test_nothing_is_missed(mode: str, host: str) -> None:
     migration = migrate(mode, "dirty_log_test", LITTLE, **HOSTS[host])
     assert len(migration.harvests) > 5
     assert min(migration.harvests[1:-1], default=0) > 0 or sum(migration.harvests) > 200
+
+
+@pytest.mark.parametrize("params", TDP)
+@pytest.mark.parametrize("mode", MODES)
+def test_nothing_is_missed_by_two_dimensional_paging(mode: str, params: str) -> None:
+    """With two CPUs, on a little host."""
+    values = KvmParams(**TDP[params])
+    if mode == "ring" and values.pml:
+        with pytest.raises(KvmError, match="pml"):
+            migrate(mode, "dirty_log_test", LITTLE, mmu="tdp", kvm_params=values)
+        return
+    options = HOSTS["two cpus, little memory"]
+    migration = migrate(mode, "dirty_log_test", LITTLE, mmu="tdp", kvm_params=values, **options)
+    assert sum(migration.harvests[1:]) > 400
 
 
 def test_a_full_ring_stops_its_cpu_until_it_is_reset() -> None:
