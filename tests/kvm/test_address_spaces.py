@@ -11,7 +11,7 @@ from shadowvm.kvm.mmu.role import unpack_role
 from shadowvm.machine import Machine
 from shadowvm.mm.mm_struct import madvise_pageout, mmap
 from shadowvm.mm.uaccess import copy_from_user, copy_to_user
-from tests.kvm.test_memory_region import EXTRA, MIB, SLOT, machine_for
+from tests.kvm.test_memory_region import EXTRA, MIB, SLOT, machine_for, run_with
 from tests.tiny import EXIT
 
 SMM = 1 << 16
@@ -69,9 +69,7 @@ def test_a_vcpu_sees_the_address_space_of_its_mode(tmp_path: Path) -> None:
             seen.append(machine.read_guest(Gpa(0x7908), 1)[0])
             stored.append([word(machine, hva + 8) for hva in pages])
 
-    machine.sched.spawn("vmm", vmm)
-    assert machine.run().status == 0
-    machine.close()
+    assert run_with(machine, vmm) == 0
     assert seen == [0xA, 0xB] * (ROUNDS // 2)
     assert stored == [[number - (number + 1) % 2, number - number % 2] for number in range(1, ROUNDS + 1)]
 
@@ -89,9 +87,7 @@ def test_roots_and_shadow_pages_of_one_address_space_serve_no_other(tmp_path: Pa
             roots = machine.vcpu.roots
             spaces.append({unpack_role(page.role).smm for root in roots for page in root.pages if page is not None})
 
-    machine.sched.spawn("vmm", vmm)
-    assert machine.run().status == 0
-    machine.close()
+    assert run_with(machine, vmm) == 0
     assert spaces == [{number % 2 == 0} for number in range(1, ROUNDS + 1)]
 
 

@@ -16,6 +16,7 @@ from ...phys import ZERO_PAGE
 from ...x86 import PT_ADDR_MASK, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .frames import slot_checksum
 from .rules import Handler, Rules
+from .spaces import all_slots
 from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
@@ -55,10 +56,9 @@ class DirtyRules(Rules):
         """No store to a page that is clean in a log passes; while somebody changes slots it still may."""
         if self.kvm.slots_lock.owner is not None:
             return
-        for slots in self.kvm.address_spaces:
-            for slot in slots.slots:
-                if slot.dirty_bitmap is not None:
-                    self._check_protected(slot, self._pages(slot))
+        for slot in all_slots(self.kvm):
+            if slot.dirty_bitmap is not None:
+                self._check_protected(slot, self._pages(slot))
 
     def _on_set_memslot(self, slot_id: int, change: str, flags: int, *_rest: int) -> None:
         self._clean.pop(slot_id, None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...addr import Gfn
 from ...events import kvm_set_memslot, lock_release
 from .rules import Handler, Rules
+from .spaces import all_slots, booked_of, find_slot, space_of
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
@@ -34,16 +34,12 @@ class SlotRules(Rules):
         """Every leaf and every rmap entry is of a slot that is there."""
         self.shadow.adopt()
         for gfn, spteps in sorted(self.shadow.by_gfn.items()):
-            if spteps and self._is_nowhere(gfn):
+            if spteps and find_slot(self.kvm, gfn) is None:
                 self.sanitizer.fail("I34", f"gfn {gfn:#x} is mapped", "no slot has it")
-        for slots in self.kvm.address_spaces:
-            for slot in slots.slots:
-                for gfn in (*slot.rmap, *slot.rmap_large):
-                    if not slot.base_gfn <= gfn < slot.end_gfn:
-                        self.sanitizer.fail("I34", f"slot {slot.id} has an rmap of gfn {gfn:#x}", "it is outside of it")
-
-    def _is_nowhere(self, gfn: Gfn) -> bool:
-        return all(slots.find(gfn) is None for slots in self.kvm.address_spaces)
+        for slot in all_slots(self.kvm):
+            for gfn in (*slot.rmap, *slot.rmap_large):
+                if not slot.base_gfn <= gfn < slot.end_gfn:
+                    self.sanitizer.fail("I34", f"slot {slot.id} has an rmap of gfn {gfn:#x}", "it is outside of it")
 
     def _on_set_memslot(self, slot_id: int, change: str, *_rest: int) -> None:
         old = self.kvm.id_to_memslot(slot_id)
@@ -61,10 +57,11 @@ class SlotRules(Rules):
         for gfn in gone.gfn_write_track:
             self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"gfn {gfn:#x} of it is write-tracked")
         for sp in self.kvm.active_mmu_pages.values():
-            # A CR3 that points into what is gone gets a root of its own, which nothing fills.
-            of_slot = gone.base_gfn <= sp.gfn < gone.end_gfn and self._is_nowhere(sp.gfn)
-            if of_slot and not sp.direct and not sp.root_count:
+            # A CR3 that names no memory has a root all the same.
+            gfn = booked_of(sp, sp.gfn)
+            was_in = space_of(gfn) == gone.as_id and gone.base_gfn <= sp.gfn < gone.end_gfn
+            if was_in and find_slot(self.kvm, gfn) is None and not sp.direct and not sp.root_count:
                 self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"gfn {sp.gfn:#x} of it has a shadow page")
         for gfn, spteps in self.shadow.by_gfn.items():
-            if spteps and self._is_nowhere(gfn):
+            if spteps and find_slot(self.kvm, gfn) is None:
                 self.sanitizer.fail("I34", f"slot {gone.id} is gone", f"gfn {gfn:#x} is mapped, and in no slot")

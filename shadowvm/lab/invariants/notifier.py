@@ -24,6 +24,7 @@ from ...mm.gup import host_pte
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_USER, PT_WRITABLE
 from .rules import Handler, Rules
 from .shadow import Leaf, gfns_of, vpn_of
+from .spaces import plain
 from .tlb import cached_frames, stale_tlb
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class NotifierRules(Rules):
             self.sanitizer.fail("I1", f"host pte of vpn {vpn:#x}: {old:#x} becomes {new:#x}", "no range is open there")
         kvm = self.kvm
         for gfn in gfns_of(kvm, vpn):
-            covered = kvm.mmu_invalidate_range_start <= gfn < kvm.mmu_invalidate_range_end
+            covered = kvm.mmu_invalidate_range_start <= plain(gfn) < kvm.mmu_invalidate_range_end
             if self._registered() and not (kvm.mmu_invalidate_in_progress and covered):
                 tracked = f"{kvm.mmu_invalidate_range_start:#x}-{kvm.mmu_invalidate_range_end:#x}"
                 self.sanitizer.fail(
@@ -238,7 +239,7 @@ class NotifierRules(Rules):
         if self._is_split(sptep, leaf):
             return
         sampled = self._sampled.get(self._task())
-        if sampled is None or not gfn <= sampled[2] < gfn + leaf.npages:
+        if sampled is None or not plain(gfn) <= sampled[2] < plain(gfn) + leaf.npages:
             if not self._looked_up_under_lock(vpn):
                 self.sanitizer.fail("I10", what, "no sequence was sampled for it")
             return

@@ -34,6 +34,7 @@ from ...x86 import (
     PT_WRITABLE,
 )
 from .rules import Handler, Rules
+from .spaces import all_slots, booked, booked_of, find_slot, plain, space_of
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
@@ -58,6 +59,7 @@ class Leaf(NamedTuple):
     """One present leaf spte."""
 
     gfn: Gfn
+    """With its address space (spaces.py)."""
     pfn: Pfn
     spte: int
     npages: int = 1
@@ -113,9 +115,9 @@ class ShadowRules(Rules):
         self.adopt()
         for sptep, leaf in self.leaves.items():
             self._check_leaf(self.kvm.sp_by_pfn[Pfn(sptep >> 9)], sptep, leaf.spte, widened=False)
-        for slot in self.kvm.memslots.slots:
-            self._changed_gfns.update(slot.rmap)
-            self._changed_gfns.update(Gfn(gfn + i) for gfn in slot.rmap_large for i in range(512))
+        for slot in all_slots(self.kvm):
+            self._changed_gfns.update(booked(gfn, slot.as_id) for gfn in slot.rmap)
+            self._changed_gfns.update(booked(gfn + i, slot.as_id) for gfn in slot.rmap_large for i in range(512))
         self._on_lock_release(self.kvm.mmu_lock)
         for vcpu in self.kvm.vcpus:
             self._on_entry(vcpu.id, 0)
@@ -158,7 +160,7 @@ class ShadowRules(Rules):
                 self.by_gfn[gfn].discard(sptep)
                 self.by_pfn[pfn].discard(sptep)
         if spte & SPTE_MMU_PRESENT:
-            leaf = Leaf(sp.gfn_of(sptep & 511), spte_pfn(spte), spte, 1 if sp.level == 1 else 512)
+            leaf = Leaf(booked_of(sp, sp.gfn_of(sptep & 511)), spte_pfn(spte), spte, 1 if sp.level == 1 else 512)
             self.leaves[sptep] = leaf
             self._changed_gfns.update(leaf.gfns())
             for gfn, pfn in zip(leaf.gfns(), leaf.pfns(), strict=True):
@@ -176,7 +178,7 @@ class ShadowRules(Rules):
             self._check_rights(sp, sptep & 511, spte, where)
 
     def _check_host_side(self, leaf: Leaf, where: str) -> None:
-        slot = self.kvm.address_spaces[0].find(leaf.gfn)
+        slot = find_slot(self.kvm, leaf.gfn)
         if slot is not None and slot.flags & KVM_MEM_READONLY and leaf.spte & _TRIPLE:
             self.fail("I23", f"{where} is writable", f"slot {slot.id} is read-only")
         for gfn, pfn in zip(leaf.gfns(), leaf.pfns(), strict=True):
@@ -209,7 +211,7 @@ class ShadowRules(Rules):
         return gfn << PAGE_SHIFT | entry & 0xFFF
 
     def _resident_table(self, sp: KvmMmuPage) -> Pfn | None:
-        vpn = vpn_of(self.kvm, sp.gfn)
+        vpn = vpn_of(self.kvm, booked_of(sp, sp.gfn))
         if vpn is None:
             return None
         pte = host_pte(self.kvm.mm, vpn)
@@ -288,7 +290,7 @@ class ShadowRules(Rules):
         if gen != self.kvm.mmu_valid_gen:
             self.fail("I34", f"a shadow page of gfn {gfn:#x} and generation {gen} is used", "that is being zapped")
         if created:
-            self._new_pages.append(gfn)
+            self._new_pages += (booked(gfn, slots.as_id) for slots in self.kvm.address_spaces)
 
     def _on_lock_release(self, lock: Any) -> None:
         if lock is not self.kvm.mmu_lock:
@@ -303,14 +305,15 @@ class ShadowRules(Rules):
         self._check_counters()
 
     def _check_rmap(self, gfn: Gfn) -> None:
-        slot = self.kvm.memslots.find(gfn)
-        entries = [] if slot is None else list(rmap_sptes(slot, gfn))
+        slot = find_slot(self.kvm, gfn)
+        entries = [] if slot is None else list(rmap_sptes(slot, plain(gfn)))
         if len(entries) != len(set(entries)) or set(entries) != self.by_gfn.get(gfn, set()):
             mine = sorted(hex(sptep * 8) for sptep in self.by_gfn.get(gfn, ()))
             self.fail("I21", f"rmap of gfn {gfn:#x}: {[hex(e * 8) for e in entries]}", f"present leaves: {mine}")
 
     def _is_shadowed(self, gfn: Gfn) -> bool:
-        return any(sp.gfn == gfn and self._shadows(sp) and not sp.unsync for sp in self.kvm.sp_by_pfn.values())
+        pages = self.kvm.sp_by_pfn.values()
+        return any(booked_of(sp, sp.gfn) == gfn and self._shadows(sp) and not sp.unsync for sp in pages)
 
     def _shadows(self, sp: KvmMmuPage) -> bool:
         return not sp.direct and not sp.invalid and sp.mmu_valid_gen == self.kvm.mmu_valid_gen
@@ -387,11 +390,12 @@ class ShadowRules(Rules):
         """As many counts of write tracking as shadow pages of guest tables: one too many blocks a page for good."""
         least = 2 if self.kvm.params.unsync else 1
         pages = [sp for sp in self.kvm.sp_by_pfn.values() if not sp.direct and not sp.invalid and sp.level >= least]
-        shadowing = Counter(sp.gfn for sp in pages)
-        for slot in self.kvm.memslots.slots:
+        shadowing = Counter(booked_of(sp, sp.gfn) for sp in pages)
+        for slot in all_slots(self.kvm):
             for gfn, count in slot.gfn_write_track.items():
-                if count != shadowing[gfn]:
-                    self.fail("I25", f"gfn {gfn:#x} is tracked {count} times", f"{shadowing[gfn]} pages shadow it")
+                number = shadowing[booked(gfn, slot.as_id)]
+                if count != number:
+                    self.fail("I25", f"gfn {gfn:#x} is tracked {count} times", f"{number} pages shadow it")
 
 
 def widens(old: int, new: int) -> bool:
@@ -413,17 +417,18 @@ def entry_access(gpte: int) -> int:
 
 def vpn_of(kvm: Kvm, gfn: int) -> Vpn | None:
     """Host virtual page of a gfn, from the memslots' definition and not by KVM's own look-up."""
-    for slot in kvm.memslots.slots:
-        if 0 <= gfn - slot.base_gfn < slot.npages:
-            return Vpn((slot.userspace_addr >> PAGE_SHIFT) + gfn - slot.base_gfn)
+    number = plain(gfn)
+    for slot in kvm.address_spaces[space_of(gfn)].slots:
+        if 0 <= number - slot.base_gfn < slot.npages:
+            return Vpn((slot.userspace_addr >> PAGE_SHIFT) + number - slot.base_gfn)
     return None
 
 
 def gfns_of(kvm: Kvm, vpn: int) -> list[Gfn]:
     """Every gfn that a host virtual page backs; as independent as vpn_of()."""
     found = []
-    for slot in kvm.memslots.slots:
+    for slot in all_slots(kvm):
         index = vpn - (slot.userspace_addr >> PAGE_SHIFT)
         if 0 <= index < slot.npages:
-            found.append(Gfn(slot.base_gfn + index))
+            found.append(booked(slot.base_gfn + index, slot.as_id))
     return found

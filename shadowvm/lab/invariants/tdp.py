@@ -14,6 +14,7 @@ from ...kvm.mmu.shadow import KvmMmuPage
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE, is_last_spte, spte_pfn
 from .rules import Handler
 from .shadow import ShadowRules
+from .spaces import booked_of, find_slot
 
 if TYPE_CHECKING:
     from ...events import Tracepoint
@@ -73,7 +74,7 @@ class TdpRules(ShadowRules):
 
     def _check_rights(self, sp: KvmMmuPage, index: int, spte: int, where: str) -> None:
         super()._check_rights(sp, index, spte, where)
-        slot = self.kvm.address_spaces[0].find(sp.gfn_of(index))
+        slot = find_slot(self.kvm, booked_of(sp, sp.gfn_of(index)))
         if slot is not None and not slot.write_mask and spte & SPTE_MMU_WRITABLE:
             self.fail("I23", f"{where} is writable", f"slot {slot.id} is read-only")
 
