@@ -199,6 +199,7 @@ def kvm_handle_noslot_fault(vcpu: Vcpu, gva: Gva, error_code: int) -> RetPf:
         return RetPf.EMULATE
     fault.addr, fault.error_code, fault.gfn, fault.access = gva, error_code, walker.gfn, access
     fault.page, fault.mmu_seq = NO_PAGE, kvm.mmu_invalidate_seq
+    fault.huge_page_disallowed = False
     if len(vcpu.mmu_shadow_page_cache) < CACHE_OBJECTS and not mmu_topup_memory_caches(vcpu):
         return RetPf.ENOMEM
     kvm.mmu_lock.acquire()
