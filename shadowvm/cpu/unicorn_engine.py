@@ -371,7 +371,8 @@ class UnicornEngine(Registers):
         return self.write_epoch[pfn] == self.box[mb.EPOCH]
 
     def set_window(self, n: int, va: Gva, pfn: Pfn) -> None:
-        """Map data accesses to the page of `va` to `pfn`, writable, whatever the tables say; `n` is 0 or 1."""
+        """Map data accesses to the page of `va` to `pfn`, writable, whatever tables and TLB say; `n` is 0 or 1."""
+        self.flush_page(va)
         word = mb.WINDOW1_VA if n else mb.WINDOW_VA
         self.box[word], self.box[word + 1] = va & ~(PAGE_SIZE - 1), pfn
         self.box[mb.WINDOWS_OPEN] |= 1 << n
@@ -382,6 +383,7 @@ class UnicornEngine(Registers):
 
     def set_mmio_window(self, n: int, va: Gva, gpa: Gpa, memory: memoryview | None = None) -> None:
         """During `step`, data accesses to the page of `va` go to the handlers; loads to `memory` if given."""
+        self.flush_page(va)
         self._mmio.open(n, va, gpa, memory)
 
     def clear_windows(self) -> None:
