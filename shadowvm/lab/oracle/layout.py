@@ -99,6 +99,8 @@ POINTS = (
     "kvm_flush_remote_tlbs",
 )
 """Tracepoints at which another thread of the host may come between."""
+POINTS_WITHOUT_LOCKS = ("kvm_page_fault", "kvm_mmu_seq_sample", "kvm_faultin_pfn")
+"""There it comes to its end before the first goes on."""
 
 
 def code_page() -> bytes:

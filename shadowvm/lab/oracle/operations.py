@@ -167,7 +167,7 @@ class Oracle:
         else:
             point, nth, act, number = race
             self._flapping, self._race_is_on = act == "flap", True
-            with self.bed.racing(point, nth, lambda: self._come_between(act, number)):
+            with self.bed.racing(point, nth, lambda: self._come_between(point, act, number)):
                 self._handlers[str(name)](*arguments)
         self._flapping = self._race_is_on = False
         self.model.forget()
@@ -175,10 +175,10 @@ class Oracle:
     def _during(self, point: str, nth: int, act: str, number: int) -> None:
         self._race = (point, nth, act, number)
 
-    def _come_between(self, act: str, number: int) -> None:
+    def _come_between(self, point: str, act: str, number: int) -> None:
         if act == "hog":
             self.bed.hog(number, _RACING_HOG)
-        elif act == "dontneed" and number in self._walked:
+        elif act == "dontneed" and (number in self._walked or point not in at.POINTS_WITHOUT_LOCKS):
             pass
         elif act != "flap":
             self._handlers[act](number)
