@@ -60,7 +60,7 @@ class Memory:
             return
         former = self.history.get(at)
         if former is not None:
-            former[:] = [(each, now if end == FOREVER else end) for each, end in former]
+            former[:] = _end(former, old ^ value, now)
         self._remember(at, old, now)
         self.words[at] = value
         hpage = at >> 9
@@ -98,3 +98,10 @@ class Memory:
             former[:] = [each for each in former if each[1] > self.horizon]
         if (old, end) not in former:
             former.append((old, end))
+
+
+def _end(former: list[tuple[int, int]], changed: int, now: int) -> list[tuple[int, int]]:
+    """The guest has changed these bits: what had been overwritten from outside is found out, by halves of a word."""
+    kept = (0 if changed & 0xFFFFFFFF else 0xFFFFFFFF) | (0 if changed >> 32 else 0xFFFFFFFF << 32)
+    ended = [(value, now if end == FOREVER else end) for value, end in former]
+    return ended + [(value & kept, FOREVER) for value, end in former if end == FOREVER and value & kept]

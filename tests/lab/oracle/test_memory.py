@@ -69,3 +69,11 @@ def test_a_page_that_is_thrown_away_is_zero() -> None:
     memory.clear_page(LOW << 16 | 3)
     assert (memory.words[AT], memory.words[AT + 512]) == (0, 7)
     assert memory.history[AT] == [(USED, FOREVER)]
+
+
+def test_a_store_to_one_32_bit_entry_tells_nothing_of_its_neighbour() -> None:
+    memory = Memory()
+    memory.words[AT] = USED << 32 | USED
+    memory.set_outside(AT, 0)
+    memory.set_word(AT, 0x7007 << 32, 6)
+    assert memory.history[AT] == [(USED << 32 | USED, 6), (USED, FOREVER)]
