@@ -247,7 +247,7 @@ kvm_async_pf_not_present = Tracepoint(
     "kvm", "kvm_async_pf_not_present", "token gva", "token 0x%x gva 0x%x not present", point=True
 )
 kvm_async_pf_ready = Tracepoint("kvm", "kvm_async_pf_ready", "token gva", "token 0x%x gva 0x%x ready", point=True)
-kvm_async_pf_completed = Tracepoint("kvm", "kvm_async_pf_completed", "address gva", "gva 0x%x address 0x%x", point=True)
+kvm_async_pf_completed = Tracepoint("kvm", "kvm_async_pf_completed", "address gva", "gva 0x%x address 0x%x")
 
 # arch/x86/kvm/trace.h, the interrupt controllers
 kvm_apic = Tracepoint(

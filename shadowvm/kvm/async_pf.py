@@ -94,9 +94,9 @@ def async_pf_execute(vcpu: Vcpu, work: AsyncPfWork) -> None:
         put_page(vcpu.kvm.mm.host, page)
     if work.cancelled:
         return
-    _done(vcpu, work)
     if kvm_async_pf_completed.on:
         kvm_async_pf_completed(work.vpn << PAGE_SHIFT, work.cr2_or_gpa)
+    _done(vcpu, work)
 
 
 def _done(vcpu: Vcpu, work: AsyncPfWork) -> None:

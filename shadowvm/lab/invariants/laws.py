@@ -183,6 +183,7 @@ _ALL = (
     Law("POISON", "nobody writes a free frame", "free frames", BOTH),
     Law("SWAP", "what is read from swap is what was last written, and no dirty page is dropped", "swap slots", EVENTS),
     Law("CONTENT", "a page is new with zeros, or a copy with what it was copied from", "contents", EVENTS),
+    Law("APF", "who was told to wait for a page is told, once, that it is there", "pages on their way", EVENTS),
     Law("HOST-TLB", "the host's own TLB maps nothing that its page table does not", "host TLB, host ptes", BOTH),
     Law(
         "LOCKDEP",

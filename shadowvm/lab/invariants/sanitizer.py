@@ -21,6 +21,7 @@ from ...events import REGISTRY, Tracepoint, attached, kvm_exit
 from ...sync import Lockdep, Task
 from ...trace.ftrace import ftrace_line
 from .ageing import AgeingRules
+from .async_pf import AsyncPfRules
 from .content import ContentRules
 from .dirty import DirtyRules
 from .frames import FrameRules
@@ -53,6 +54,7 @@ GROUPS: tuple[type[Rules], ...] = (
     MmioRules,
     UnsyncRules,
     LpageRules,
+    AsyncPfRules,
 )
 """Who looks after which laws, besides ShadowRules, whose books the others use."""
 

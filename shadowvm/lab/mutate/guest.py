@@ -77,6 +77,10 @@ class Code:
         self._add("bf", start)._add("b9", pages)
         return self._add("48893f4881c7", 4096)._add("ffc975f2")
 
+    def sti(self) -> Code:
+        """sti; nop."""
+        return self._add("fb90")
+
     def host(self, action: int) -> Code:
         """Let the host do something before the next instruction."""
         return self._add("b8", action)._add("ba", HOST_PORT)._add("ef")
