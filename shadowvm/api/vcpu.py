@@ -12,6 +12,9 @@ from ..cpu.engine import Event, EventKind
 from ..cpu.segments import CS, DS, ES, FS, GS, SS, Segment, TableRegister
 from ..cpu.unicorn_engine import UnicornEngine
 from ..errors import KvmError
+from ..kvm.cr import load_pdptrs
+from ..kvm.mmu.paging_mode import PagingMode, paging_mode
+from ..kvm.mmu.unsync import vcpu_update_flush_exits
 from ..kvm.mp_state import MpState
 from ..kvm.msr import kvm_get_msr, kvm_set_msr
 from ..kvm.userspace_io import UserspaceIo
@@ -141,14 +144,31 @@ class Vcpu:
         )
 
     def set_sregs(self, sregs: Sregs) -> None:
-        """KVM_SET_SREGS. The TLB is flushed; the MMU looks at the new registers at the next entry."""
+        """KVM_SET_SREGS. The TLB is flushed; the MMU looks at the new registers at the next entry.
+
+        Raises:
+            KvmError: EINVAL, CR3 does not point at four PAE pointers in a mode that needs them.
+        """
+        self.vm.host.call(self.vcpu.free_roots)
         engine = self.engine
         engine.efer, engine.cr4, engine.cr0, engine.cr3 = sregs.efer, sregs.cr4, sregs.cr0, sregs.cr3
         engine.cr2, engine.cr8 = sregs.cr2, sregs.cr8
         for name, number in _SEGMENTS.items():
             engine.set_segment(number, getattr(sregs, name))
         engine.tr, engine.ldtr, engine.gdtr, engine.idtr = sregs.tr, sregs.ldt, sregs.gdt, sregs.idt
+        self._load_pdptrs(sregs)
+        vcpu_update_flush_exits(self.vcpu)
         engine.flush_tlb()
+
+    def _load_pdptrs(self, sregs: Sregs) -> None:
+        self.vcpu.pdptrs_cr3 = -1
+        if paging_mode(sregs.cr0, sregs.cr4, sregs.efer) is not PagingMode.PAE:
+            return
+        pdptrs = self.vm.host.call(lambda: load_pdptrs(self.vcpu, sregs.cr3))
+        if pdptrs is None:
+            raise KvmError(errno.EINVAL, f"cr3 {sregs.cr3:#x} points at no PAE pointers")
+        self.vcpu.pdptrs, self.vcpu.pdptrs_cr3 = pdptrs, sregs.cr3
+        self.engine.load_pdptrs(sregs.cr3, pdptrs)
 
     def get_msr(self, index: int) -> int:
         """KVM_GET_MSRS of one."""

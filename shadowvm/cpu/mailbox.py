@@ -66,6 +66,8 @@ EXIT_VA = _next()
 EXIT_ACCESS = _next()
 EXIT_FETCH = _next()
 """The instruction at RIP was being fetched, also where EXIT_ACCESS is that of a nested access to a table."""
+EXIT_STORE = _next()
+"""It stores; likewise."""
 EXIT_USER = _next()
 EXIT_SMAP = _next()
 EXIT_SIZE = _next()

@@ -12,11 +12,13 @@ from ..addr import PAGE_SHIFT, Gpa, Gva
 from ..cpu.engine import FETCH, READ, CpuExit, Event, EventKind
 from ..cpu.mailbox import (
     EXIT_ACCESS,
+    EXIT_FETCH,
     EXIT_FINAL,
     EXIT_GPA,
     EXIT_SIZE,
     EXIT_SMAP,
     EXIT_STACK,
+    EXIT_STORE,
     EXIT_USER,
     EXIT_VA,
     VECTORING,
@@ -24,7 +26,18 @@ from ..cpu.mailbox import (
 from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
-from ..x86 import GP_VECTOR, PF_VECTOR, PFERR_RSVD, PFERR_USER, SS_VECTOR
+from ..x86 import (
+    CR4_PAE,
+    CR4_SMEP,
+    EFER_NX,
+    GP_VECTOR,
+    PF_VECTOR,
+    PFERR_FETCH,
+    PFERR_RSVD,
+    PFERR_USER,
+    PFERR_WRITE,
+    SS_VECTOR,
+)
 from .cr import load_pdptrs
 from .emulate import emulate_mmio, emulate_write
 from .exit import ExitReason, KvmRun
@@ -112,7 +125,13 @@ def _no_guest_table(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun |
     """One of the guest's own tables is where no memory is, which reads as not present; or it is in ROM."""
     if vcpu.slot_of_walk():
         return KvmRun(ExitReason.INTERNAL_ERROR, f"gva {gva:#x}: a page table in ROM wants its A or D bit set")
-    vcpu.walker.error_code = PFERR_USER if vcpu.engine.box[EXIT_USER] else 0
+    engine = vcpu.engine
+    error_code = PFERR_USER if engine.box[EXIT_USER] else 0
+    if engine.box[EXIT_STORE]:
+        error_code |= PFERR_WRITE
+    if engine.box[EXIT_FETCH] and (engine.cr4 & CR4_SMEP or (engine.cr4 & CR4_PAE and engine.efer & EFER_NX)):
+        error_code |= PFERR_FETCH
+    vcpu.walker.error_code = error_code
     return inject_page_fault(vcpu, gva, interrupted)
 
 

@@ -121,3 +121,20 @@ def test_faults_are_counted_by_kvms_names(host: Host) -> None:
     stat = vcpu.get_stats()
     assert stat["pf_taken"] >= stat["pf_fixed"] >= 2
     assert stat["halt_exits"] == 1
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_set_sregs_enters_pae_paging_with_its_pointers(host: Host, mmu: str) -> None:
+    vm = vm_with_memory(host, mmu=mmu)
+    vcpu = vcpu_with_code(vm, "mov eax, [0x8000]\nhlt")
+    vm.write_memory(0x20000, (0x21001).to_bytes(8, "little"))
+    vm.write_memory(0x21000, (0xE3).to_bytes(8, "little"))
+    vm.write_memory(0x8000, b"abcd")
+    sregs = vcpu.get_sregs()
+    sregs.cr0, sregs.cr3, sregs.cr4 = sregs.cr0 | 0x80000001, 0x20000, 1 << 5
+    vcpu.set_sregs(sregs)
+    assert vcpu.run().exit_reason is ExitReason.HLT
+    assert vcpu.get_regs().rax == int.from_bytes(b"abcd", "little")
+    vm.write_memory(0x20000, (0x21003).to_bytes(8, "little"))
+    with pytest.raises(KvmError, match="PAE pointers"):
+        vcpu.set_sregs(sregs)

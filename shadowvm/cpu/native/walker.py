@@ -225,6 +225,10 @@ def refuse(box, va, size, access, idx, retaddr, code):
             cut(box, linear_rip(env))
             if access == READ and reads_to_write(box):
                 access = WRITE
+                if code in (EPT_VIOLATION, EPT_MISCONFIG):
+                    # The guest's tables were walked for a load: they may refuse the store, or have D to set.
+                    found = call4(get(box, mb.FN_NESTED_WALK), box, va, WRITE, idx)
+                    code = -found if found < 0 else code
     if code == NON_CANONICAL:
         put(box, mb.EXIT_STACK, 1 if through_stack(box, va, access) else 0)
     put(box, mb.WATCH_HITS, 0)
@@ -236,6 +240,7 @@ def refuse(box, va, size, access, idx, retaddr, code):
     if not is_nested or get(box, mb.EXIT_FINAL) != 0:
         put(box, mb.EXIT_ACCESS, access)
     put(box, mb.EXIT_FETCH, 1 if access == FETCH else 0)
+    put(box, mb.EXIT_STORE, 1 if access == WRITE else 0)
     put(box, mb.EXIT_USER, 1 if idx == lay.MMU_USER_IDX else 0)
     put(box, mb.EXIT_SMAP, 1 if idx == lay.MMU_KSMAP_IDX else 0)
     put(box, mb.EXIT_SIZE, size)
