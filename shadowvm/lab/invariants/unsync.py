@@ -15,6 +15,7 @@ from ...events import (
     kvm_cr,
     kvm_entry,
     kvm_exit,
+    kvm_inj_exception,
     kvm_mmu_sync_page,
     kvm_mmu_unsync_page,
     lock_release,
@@ -24,6 +25,7 @@ from ...kvm.mmu.role import ROLE_CR0_WP
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...x86 import (
     CR4_PGE,
+    GP_VECTOR,
     PT_ACCESSED,
     PT_ADDR_MASK,
     PT_DIRTY,
@@ -66,6 +68,7 @@ class UnsyncRules(Rules):
             spte_change: self._on_spte_change,
             lock_release: self._on_lock_release,
             kvm_cr: self._on_cr,
+            kvm_inj_exception: self._on_exception,
             kvm_exit: self._on_exit,
             kvm_entry: self._on_entry,
         }
@@ -199,6 +202,11 @@ class UnsyncRules(Rules):
 
     def _on_cr(self, register: int, value: int) -> None:
         self._cr3_value = value if register == 3 else None
+
+    def _on_exception(self, vector: int, *_: Any) -> None:
+        """#GP: a MOV to CR3 that was refused has flushed nothing."""
+        if vector == GP_VECTOR:
+            self._cr3_value = None
 
     def _on_entry(self, vcpu_id: int, rip: int) -> None:
         vcpu = self.kvm.vcpus[vcpu_id]
