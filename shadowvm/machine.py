@@ -37,6 +37,7 @@ from .kvm.cpuid import cpuid, parse_cpu_model
 from .kvm.exit import ExitReason, KvmRun
 from .kvm.irq import IrqState
 from .kvm.memslot import KVM_MEM_READONLY
+from .kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages, nx_huge_page_recovery_period_ms
 from .kvm.mp_state import MpState
 from .kvm.turns import Turns
 from .kvm.vcpu import Vcpu
@@ -46,6 +47,7 @@ from .mm.page_io import SwapReads
 from .x86 import EFER_NX
 
 ENOMEM = -12
+NS_PER_MS = 1_000_000
 MAX_SERIAL_INPUT = 64 << 20
 MAX_IDLE_DEADLINES = 100_000
 """A timer that has fired so often without waking a CPU is masked for good."""
@@ -92,6 +94,7 @@ class Machine:
         self.ram, self.sched, self.host = self.system.ram, self.system.sched, self.system.node
         self._ended_by: Reason | None = None
         self.on_dirty_ring_full: Callable[[Vcpu], None] | None = None
+        self._nx_recovery_armed = False
         with ExitStack() as undo:
             undo.callback(self.host.close)
             turns = Turns(*config.quantum, seed=config.seed) if config.smp > 1 else None
@@ -117,9 +120,27 @@ class Machine:
             self.sched.idle = self._idle
             if config.swap_latency:
                 self.host.swap_reads = SwapReads(self.host, self._after_swap_latency)
+            if nx_huge_page_recovery_period_ms(self.kvm):
+                self.kvm.on_nx_huge_page = self._arm_nx_recovery
             for gpa, when in config.poison:
                 self.pc.clock.at(when, partial(self._poison, Gpa(gpa)))
             undo.pop_all()
+
+    def _arm_nx_recovery(self) -> None:
+        """kvm-nx-lpage-recovery, a pass every period, as long as it has something to do."""
+        if not self._nx_recovery_armed:
+            self._nx_recovery_armed = True
+            period = nx_huge_page_recovery_period_ms(self.kvm) * NS_PER_MS
+            self.pc.clock.at(self.pc.clock.now() + period, self._start_nx_recovery)
+
+    def _start_nx_recovery(self) -> None:
+        self._nx_recovery_armed = False
+        self.sched.spawn("kvm-nx-lpage-re", self._recover_nx)
+
+    def _recover_nx(self) -> None:
+        kvm_recover_nx_huge_pages(self.kvm)
+        if self.kvm.possible_nx_huge_pages:
+            self._arm_nx_recovery()
 
     def _add_rom(self, rom: Segment) -> None:
         """A slot of its own for firmware outside of memory; read-only, as QEMU's pc.bios is."""

@@ -30,6 +30,8 @@ from .stats import VmStat
 from .turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..mm.mm_struct import MmStruct
     from ..sync import Task
     from .cpuid import CpuModel
@@ -68,7 +70,8 @@ class Kvm:
     tdp_enabled: two-dimensional paging, else shadow paging; tdp_mmu_enabled: by the TDP MMU, else
     by direct shadow pages. ad_disabled: its leaves have no A and D bits, and tdp_ad_bits say so. pml: its D bits are
     the dirty log. tdp_mmu_roots: every root that anybody holds; tdp_mmu_pages: tables below them. rcu: who looks at
-    tables without mmu_lock. possible_nx_huge_pages: see mmu/nx_huge_page.py, oldest first.
+    tables without mmu_lock. possible_nx_huge_pages: see mmu/nx_huge_page.py, oldest first;
+    on_nx_huge_page is called when there is one more.
     async_pf_wq: whose workers bring pages that vCPUs do not wait for. turns: how long each of them may execute. paused:
     all are to return from run(). all_asleep: nothing will ever wake one.
     """
@@ -100,6 +103,7 @@ class Kvm:
         "n_max_mmu_pages",
         "n_requested_mmu_pages",
         "notifier",
+        "on_nx_huge_page",
         "page_hash",
         "params",
         "paused",
@@ -131,6 +135,7 @@ class Kvm:
     ) -> None:
         self.mm = mm
         self.params = params
+        self.on_nx_huge_page: Callable[[], None] = lambda: None
         self.possible_nx_huge_pages: dict[Pfn, KvmMmuPage] = {}
         self.tdp_enabled = tdp_enabled
         self.tdp_mmu_enabled = tdp_enabled and bool(params.tdp_mmu)

@@ -23,9 +23,13 @@ from ...x86 import (
     PFERR_RSVD,
     PFERR_USER,
     PFERR_WRITE,
+    PT_PAGE_SIZE,
 )
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .fast_page_fault import fast_page_fault
+from .large_spte import mmu_set_large_spte, wants_large_spte
+from .lpage import PG_LEVEL_2M
+from .nx_huge_page import account_nx_huge_page
 from .page_fault import NO_PAGE, is_page_fault_stale, kvm_mmu_faultin_pfn, mmu_set_spte
 from .prefetch import pte_prefetch
 from .role import ROLE_LEVEL
@@ -34,6 +38,7 @@ from .shadow import (
     kvm_mmu_get_shadow_page,
     link_shadow_page,
     make_mmu_pages_available,
+    mmu_page_zap_pte,
     mmu_topup_memory_caches,
 )
 from .spte import (
@@ -156,7 +161,7 @@ def _map_by_shadow_pages(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
 
 
 def direct_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
-    """Build direct shadow pages down to 4 KiB and set the leaf. mmu_lock is held for write."""
+    """Build direct shadow pages down to the leaf's and set it. mmu_lock is held for write."""
     kvm = vcpu.kvm
     assert vcpu.root is not None, "is_page_fault_stale has seen a root"
     sp = vcpu.root.pages[0]
@@ -165,12 +170,19 @@ def direct_map(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     while sp.level > 1:
         sptep = sp.q + (gfn >> 9 * (sp.level - 1) & 511)
         spte = kvm.q[sptep]
-        if spte & SPTE_MMU_PRESENT:
+        may_be_large = sp.level == PG_LEVEL_2M and kvm.mm.huge_pmds
+        if may_be_large and wants_large_spte(vcpu, fault, spte):
+            return mmu_set_large_spte(vcpu, fault, sp)
+        if spte & (SPTE_MMU_PRESENT | PT_PAGE_SIZE) == SPTE_MMU_PRESENT:
             sp = kvm.sp_by_pfn[spte >> PAGE_SHIFT]
             continue
+        if mmu_page_zap_pte(kvm, sp, sptep & 511):
+            kvm.flush_remote_tlbs()
         first = Gfn(gfn & -1 << 9 * (sp.level - 1))
         child, _ = kvm_mmu_get_shadow_page(vcpu, first, sp.role & ~ROLE_LEVEL | sp.level - 1)
         link_shadow_page(kvm, sptep, child)
+        if may_be_large and fault.huge_page_disallowed:
+            account_nx_huge_page(kvm, child, fault.req_level == PG_LEVEL_2M)
         sp = child
     ret = mmu_set_spte(vcpu, fault, sp)
     if ret is RET_PF_FIXED and kvm.params.prefetch:

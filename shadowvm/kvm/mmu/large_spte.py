@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from ...addr import Gfn, Pfn
 from ...events import kvm_mmu_set_spte, kvm_mmu_spte_requested, spte_change
 from ...x86 import PFERR_WRITE, PT_PAGE_SIZE
-from .guest_walker import NONPAGING_LEVEL
 from .lpage import PG_LEVEL_2M, PG_LEVEL_4K, disallowed_hugepage_adjust, is_lpage_possible, kvm_mmu_hugepage_adjust
 from .rmap import rmap_add_large
 from .shadow import KvmMmuPage, mmu_page_zap_pte
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 def wants_large_spte(vcpu: Vcpu, fault: KvmPageFault, spte: int) -> bool:
     """Whether the fault gets a large spte where `spte` stands, below a guest page that covers it."""
     # Behind a closed A20 gate two MiB of addresses are one.
-    is_folded = vcpu.walker.level == NONPAGING_LEVEL and vcpu.kvm.a20_closed
-    fault.max_level = PG_LEVEL_4K if is_folded else PG_LEVEL_2M
+    fault.max_level = PG_LEVEL_4K if vcpu.kvm.a20_closed else PG_LEVEL_2M
     kvm_mmu_hugepage_adjust(vcpu, fault)
     disallowed_hugepage_adjust(vcpu.kvm, fault, spte, PG_LEVEL_2M)
     return fault.goal_level == PG_LEVEL_2M

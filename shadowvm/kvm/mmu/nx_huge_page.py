@@ -28,6 +28,16 @@ def account_nx_huge_page(kvm: Kvm, sp: KvmMmuPage, nx_huge_page_possible: bool) 
     if nx_huge_page_possible and sp.pfn not in kvm.possible_nx_huge_pages:
         kvm.possible_nx_huge_pages[sp.pfn] = sp
         kvm.stat.nx_lpage_splits += 1
+        kvm.on_nx_huge_page()
+
+
+def nx_huge_page_recovery_period_ms(kvm: Kvm) -> int:
+    """Virtual time between two passes, 0 for no recovery (calc_nx_huge_pages_recovery_period)."""
+    params = kvm.params
+    if not params.nx_huge_pages or not params.nx_huge_pages_recovery_ratio:
+        return 0
+    hour = 60 * 60 * 1000
+    return params.nx_huge_pages_recovery_period_ms or hour // min(params.nx_huge_pages_recovery_ratio, hour)
 
 
 def kvm_tdp_mmu_zap_possible_nx_huge_page(kvm: Kvm, sp: KvmMmuPage) -> None:

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shadowvm.addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Hva
+from shadowvm.errors import ModelBug
 from shadowvm.kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty_log
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES as LOG
-from shadowvm.kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages
+from shadowvm.kvm.mmu import split
+from shadowvm.kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages, nx_huge_page_recovery_period_ms
+from shadowvm.kvm.mmu.rmap import rmap_sptes
+from shadowvm.kvm.mmu.tdp_mmu import tdp_leaves
 from shadowvm.machine import Machine
 from shadowvm.mm.huge import Thp
 from shadowvm.mm.khugepaged import ScanResult, collapse_huge_page
 from shadowvm.mm.mm_struct import madvise_dontneed, mmap, mprotect
 from shadowvm.params import DEFAULT_PARAMS, KvmParams
-from shadowvm.x86 import PT_NX, PT_WRITABLE
+from shadowvm.x86 import PT_NX, PT_PAGE_SIZE, PT_WRITABLE
 from tests.kvm.test_memory_region import EXTRA, SLOT, machine_for, run_with, tell
+from tests.lab.broken import break_functions
 from tests.tiny import EXIT
 
 MIB = 1 << 20
@@ -43,10 +49,21 @@ def program(*steps: str) -> str:
     return "".join(parts) + f"xor eax, eax\n{EXIT}"
 
 
-def machine_with(directory: Path, *steps: str, size: int = 2 * HUGE_PAGE_SIZE, **more: object) -> tuple[Machine, Hva]:
-    """A guest with a slot at EXTRA, whose memory is huge from the first store on. A fault maps what it is for only."""
-    params = replace(more.pop("kvm_params", DEFAULT_PARAMS), prefetch=0)  # type: ignore[type-var]
-    machine = machine_for(directory, program(*steps), thp="always", kvm_params=params, **more)
+TURNS: dict[str, object] = {"thp": "always", "smp": 2, "quantum": (1000, 1000)}
+"""Short ones, which one CPU alone has not: the TDP MMU may give way to the guest at each entry that it walks over."""
+
+
+def machine_of(directory: Path, *steps: str, mmu: str = "shadow", kvm_params: KvmParams = DEFAULT_PARAMS) -> Machine:
+    """A guest that does `steps`; `mmu` is one of those of EACH. A fault maps what it is for only."""
+    kvm_params = replace(kvm_params, prefetch=0)
+    if mmu == "direct":
+        kvm_params, mmu = replace(kvm_params, tdp_mmu=0), "tdp"
+    return machine_for(directory, program(*steps), mmu=mmu, kvm_params=kvm_params, **TURNS)
+
+
+def machine_with(directory: Path, *steps: str, size: int = 2 * HUGE_PAGE_SIZE, **more: Any) -> tuple[Machine, Hva]:
+    """A guest with a slot at EXTRA, whose memory is huge from the first store on."""
+    machine = machine_of(directory, *steps, **more)
     hva = mmap(machine.mm, size)
     machine.kvm.set_user_memory_region(SLOT, EXTRA, size, hva)
     return machine, hva
@@ -60,6 +77,7 @@ def run_steps(machine: Machine, *acts: Callable[[], object]) -> list[object]:
         for number, act in enumerate(acts, 1):
             tell(machine, number)
             while machine.read_guest(Gpa(0x7904), 1)[0] != number:
+                assert not all(task.glet.dead for task in machine.sched.tasks if task.vcpu is not None)
                 machine.sched.preempt()
             results.append(act())
 
@@ -67,41 +85,50 @@ def run_steps(machine: Machine, *acts: Callable[[], object]) -> list[object]:
     return results
 
 
-def large(machine: Machine, gfn: Gfn = BASE) -> int:
-    """The large spte of a gfn, 0 if it has none."""
+def sptes(machine: Machine, gfn: Gfn) -> list[int]:
+    """The sptes that map a gfn."""
     slot = machine.kvm.memslots.find(gfn)
     assert slot is not None
-    head = slot.rmap_large.get(Gfn(gfn & -512), 0)
-    assert isinstance(head, int)
-    return machine.kvm.q[head] if head else 0
+    found = tdp_leaves(machine.kvm, 0, gfn) if machine.kvm.tdp_mmu_enabled else rmap_sptes(slot, gfn)
+    return [machine.kvm.q[sptep] for sptep in found]
+
+
+def large(machine: Machine, gfn: Gfn = BASE) -> int:
+    """The large spte of a gfn, 0 if it has none."""
+    return next((spte for spte in sptes(machine, gfn) if spte & PT_PAGE_SIZE), 0)
 
 
 def small(machine: Machine, gfn: Gfn = BASE) -> int:
     """How many gfns of the 2 MiB have small sptes."""
-    slot = machine.kvm.memslots.find(gfn)
-    assert slot is not None
-    return sum(gfn <= each < gfn + 512 for each in slot.rmap)
+    return sum(any(not spte & PT_PAGE_SIZE for spte in sptes(machine, Gfn(gfn + i))) for i in range(512))
 
 
-def test_one_fault_maps_two_mib(tmp_path: Path) -> None:
-    machine, _ = machine_with(tmp_path, STORE, READ_ALL + FAR_STORE)
+EACH = pytest.mark.parametrize("mmu", ["shadow", "direct", "tdp"])
+"""Shadow paging; two-dimensional paging by direct shadow pages (tdp_mmu=0), and by the TDP MMU."""
+
+
+@EACH
+def test_one_fault_maps_two_mib(tmp_path: Path, mmu: str) -> None:
+    machine, _ = machine_with(tmp_path, STORE, READ_ALL + FAR_STORE, mmu=mmu)
     faults: list[int] = []
     seen = run_steps(machine, *[lambda: (faults.append(machine.vcpu.stat.pf_taken), large(machine))[1]] * 2)
     assert seen[0] == seen[1] != 0
     assert faults[0] == faults[1]
 
 
-def test_the_knob_and_a_host_of_small_pages_keep_sptes_small(tmp_path: Path) -> None:
-    machine, _ = machine_with(tmp_path, STORE, kvm_params=KvmParams(large_pages=0))
+@EACH
+def test_the_knob_and_a_host_of_small_pages_keep_sptes_small(tmp_path: Path, mmu: str) -> None:
+    machine, _ = machine_with(tmp_path, STORE, kvm_params=KvmParams(large_pages=0), mmu=mmu)
     assert run_steps(machine, lambda: large(machine)) == [0]
-    machine, _ = machine_with(tmp_path, STORE)
+    machine, _ = machine_with(tmp_path, STORE, mmu=mmu)
     machine.host.thp = Thp.NEVER
     assert run_steps(machine, lambda: large(machine)) == [0]
 
 
+@EACH
 @pytest.mark.parametrize(("base", "skew"), [(0, 4096), (4096, 0), (4096, 4096)], ids=["hva", "gpa", "both"])
-def test_memory_out_of_step_or_too_short_keeps_sptes_small(tmp_path: Path, base: int, skew: int) -> None:
-    machine = machine_for(tmp_path, program(STORE), thp="always")
+def test_memory_out_of_step_or_too_short_keeps_sptes_small(tmp_path: Path, mmu: str, base: int, skew: int) -> None:
+    machine = machine_of(tmp_path, STORE, mmu=mmu)
     hva = mmap(machine.mm, 4 * HUGE_PAGE_SIZE)
     machine.kvm.set_user_memory_region(SLOT, Gpa(EXTRA + base), HUGE_PAGE_SIZE, Hva(hva + skew))
     assert run_steps(machine, lambda: (large(machine, Gfn(BASE + 1)), machine.host.vmstat.thp_fault_alloc > 0)) == [
@@ -127,9 +154,10 @@ def _both(machine: Machine) -> int:
     return machine.kvm.q[head[-1]]
 
 
+@EACH
 @pytest.mark.parametrize("what", ["dontneed", "mprotect", "pages"])
-def test_what_the_host_takes_away_goes_as_a_whole(tmp_path: Path, what: str) -> None:
-    machine, hva = machine_with(tmp_path, STORE, FAR_STORE)
+def test_what_the_host_takes_away_goes_as_a_whole(tmp_path: Path, mmu: str, what: str) -> None:
+    machine, hva = machine_with(tmp_path, STORE, FAR_STORE, mmu=mmu)
 
     def take() -> int:
         if what == "mprotect":
@@ -163,8 +191,9 @@ def test_when_the_page_table_goes_large_pages_come_back(tmp_path: Path) -> None:
     assert seen == [True, False, False, True]
 
 
-def test_collapse_lets_a_fault_replace_a_table_by_a_large_spte(tmp_path: Path) -> None:
-    machine, hva = machine_with(tmp_path, STORE, LOAD, STORE)
+@EACH
+def test_collapse_lets_a_fault_replace_a_table_by_a_large_spte(tmp_path: Path, mmu: str) -> None:
+    machine, hva = machine_with(tmp_path, STORE, LOAD, STORE, mmu=mmu)
     machine.host.thp = Thp.NEVER
     collapse = lambda: (collapse_huge_page(machine.mm, hva >> PAGE_SHIFT), large(machine))  # noqa: E731
     before, after, _ = run_steps(machine, collapse, lambda: large(machine), lambda: None)
@@ -181,10 +210,11 @@ def dirty(machine: Machine) -> list[int]:
     return [8 * at + bit for at, byte in enumerate(bitmap) for bit in range(8) if byte >> bit & 1]
 
 
+@EACH
 @pytest.mark.parametrize("eager", [0, 1])
-def test_a_dirty_log_splits_at_once_or_at_the_store_and_gives_back(tmp_path: Path, eager: int) -> None:
+def test_a_dirty_log_splits_at_once_or_at_the_store_and_gives_back(tmp_path: Path, mmu: str, eager: int) -> None:
     params = KvmParams(eager_page_split=eager)
-    machine, hva = machine_with(tmp_path, STORE, STORE + FAR_STORE, LOAD, kvm_params=params)
+    machine, hva = machine_with(tmp_path, STORE, STORE + FAR_STORE, LOAD, kvm_params=params, mmu=mmu)
 
     def on() -> tuple[int, int]:
         log(machine, hva)
@@ -201,8 +231,9 @@ def test_a_dirty_log_splits_at_once_or_at_the_store_and_gives_back(tmp_path: Pat
     assert later
 
 
-def test_a_log_that_is_full_at_first_protects_a_large_page_when_it_is_cleared(tmp_path: Path) -> None:
-    machine, hva = machine_with(tmp_path, STORE, STORE, STORE, kvm_params=KvmParams(eager_page_split=0))
+@EACH
+def test_a_log_that_is_full_at_first_protects_a_large_page_when_it_is_cleared(tmp_path: Path, mmu: str) -> None:
+    machine, hva = machine_with(tmp_path, STORE, STORE, STORE, kvm_params=KvmParams(eager_page_split=0), mmu=mmu)
     machine.kvm.manual_dirty_log_protect = ManualProtect.ENABLE | ManualProtect.INITIALLY_SET
 
     def clear() -> int:
@@ -229,9 +260,10 @@ def test_splitting_stops_where_shadow_pages_run_out(tmp_path: Path) -> None:
     assert run_steps(machine, on, lambda: dirty(machine)) == [1, [5]]
 
 
-def test_ending_a_log_does_not_look_outside_of_the_slot(tmp_path: Path) -> None:
+@EACH
+def test_ending_a_log_does_not_look_outside_of_the_slot(tmp_path: Path, mmu: str) -> None:
     """Its first block begins below it, as does the direct page that shadows the guest's large page."""
-    machine = machine_for(tmp_path, program(FAR_STORE, LOAD), thp="always")
+    machine = machine_of(tmp_path, FAR_STORE, LOAD, mmu=mmu)
     size = 2 * HUGE_PAGE_SIZE
     hva = mmap(machine.mm, size)
     gpa, skip = Gpa(EXTRA + 0x4000), 0x4000
@@ -245,9 +277,17 @@ def test_ending_a_log_does_not_look_outside_of_the_slot(tmp_path: Path) -> None:
     assert machine.host.vmstat.thp_fault_alloc
 
 
-def test_nothing_is_executed_from_a_large_page(tmp_path: Path) -> None:
+def test_a_look_outside_of_the_slot_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = "slot.base_gfn <= sp.gfn < slot.end_gfn and "
+    break_functions(monkeypatch, [(split.kvm_mmu_recover_huge_pages, check, "")])
+    with pytest.raises(ModelBug, match="outside of it"):
+        test_ending_a_log_does_not_look_outside_of_the_slot(tmp_path, "shadow")
+
+
+@EACH
+def test_nothing_is_executed_from_a_large_page(tmp_path: Path, mmu: str) -> None:
     params = KvmParams(nx_huge_pages=1)
-    machine, _ = machine_with(tmp_path, STORE, RUN, STORE, kvm_params=params)
+    machine, _ = machine_with(tmp_path, STORE, RUN, STORE, kvm_params=params, mmu=mmu)
     before, after, later = run_steps(machine, *[lambda: (large(machine), machine.kvm.stat.nx_lpage_splits)] * 3)
     assert isinstance(before, tuple)
     assert before[0] & PT_NX
@@ -255,10 +295,11 @@ def test_nothing_is_executed_from_a_large_page(tmp_path: Path) -> None:
     assert later == after
 
 
-def test_recovery_brings_large_pages_back_oldest_first(tmp_path: Path) -> None:
+@EACH
+def test_recovery_brings_large_pages_back_oldest_first(tmp_path: Path, mmu: str) -> None:
     second = RUN.replace(f"{EXTRA + 0x7000:#x}", f"{EXTRA + HUGE_PAGE_SIZE:#x}")
     params = KvmParams(nx_huge_pages=1, nx_huge_pages_recovery_ratio=2)
-    machine, _ = machine_with(tmp_path, RUN, second, LOAD, RUN, kvm_params=params)
+    machine, _ = machine_with(tmp_path, RUN, second, LOAD, RUN, kvm_params=params, mmu=mmu)
     other = Gfn(BASE + 512)
 
     def recover() -> tuple[int, int, int]:
@@ -269,17 +310,41 @@ def test_recovery_brings_large_pages_back_oldest_first(tmp_path: Path) -> None:
         return bool(large(machine)), bool(large(machine, other))
 
     _, (pages, zapped, left), loaded, executed = run_steps(machine, sizes, recover, sizes, sizes)
-    assert (pages, zapped, left) == (2, 1, 1)
+    # Two-dimensional tables shadow nothing, so that the first 2 MiB, where the guest's code is, are split too.
+    assert (pages, zapped) == ((2, 1) if mmu == "shadow" else (3, 2))
+    assert left
     assert loaded == (True, False)
     assert executed == (False, False)
 
 
-def test_recovery_leaves_a_logged_slot_and_a_ratio_of_none_alone(tmp_path: Path) -> None:
-    machine, hva = machine_with(tmp_path, RUN, LOAD, kvm_params=KvmParams(nx_huge_pages=1))
+@EACH
+def test_recovery_leaves_a_logged_slot_and_a_ratio_of_none_alone(tmp_path: Path, mmu: str) -> None:
+    machine, hva = machine_with(tmp_path, RUN, LOAD, kvm_params=KvmParams(nx_huge_pages=1), mmu=mmu)
 
     def recover() -> tuple[int, int]:
         log(machine, hva)
         zapped = sum(kvm_recover_nx_huge_pages(machine.kvm) for _ in range(3))
         return zapped, machine.kvm.stat.nx_lpage_splits
 
-    assert run_steps(machine, recover, lambda: small(machine)) == [(0, 0), 2]
+    own = 0 if mmu == "shadow" else 1  # the page of the guest's code is in a slot without a log
+    assert run_steps(machine, recover, lambda: small(machine) > 0) == [(own, 0), True]
+
+
+@EACH
+def test_the_worker_recovers_in_virtual_time(tmp_path: Path, mmu: str) -> None:
+    params = KvmParams(nx_huge_pages=1, nx_huge_pages_recovery_ratio=1, nx_huge_pages_recovery_period_ms=2)
+    spin = "mov ecx, 3000000\nl%: dec ecx\njnz l%\n"
+    machine, _ = machine_with(tmp_path, RUN, spin, STORE, mmu=mmu, kvm_params=params)
+    made_small, recovered, back = run_steps(machine, *[lambda: (large(machine), small(machine))] * 3)
+    assert made_small == (0, 512 if mmu == "tdp" else 1)  # the TDP MMU's fault splits
+    assert recovered == (0, 0)
+    assert isinstance(back, tuple)
+    assert back[0] & PT_NX
+
+
+def test_a_period_is_an_hour_over_the_ratio(tmp_path: Path) -> None:
+    periods = []
+    for ratio, period in ((60, 0), (60, 7), (0, 7)):
+        params = KvmParams(nx_huge_pages=1, nx_huge_pages_recovery_ratio=ratio, nx_huge_pages_recovery_period_ms=period)
+        periods.append(nx_huge_page_recovery_period_ms(machine_of(tmp_path, STORE, kvm_params=params).kvm))
+    assert periods == [60_000, 7, 0]
