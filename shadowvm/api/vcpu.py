@@ -7,16 +7,19 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ..addr import Gpa
 from ..cpu import layout as lay
 from ..cpu.engine import Event, EventKind
 from ..cpu.segments import CS, DS, ES, FS, GS, SS, Segment, TableRegister
 from ..cpu.unicorn_engine import UnicornEngine
 from ..errors import KvmError
 from ..kvm.cr import load_pdptrs
+from ..kvm.dirty_ring_reset import DirtyEntry, dirty_ring_entries
 from ..kvm.mmu.paging_mode import PagingMode, paging_mode
 from ..kvm.mmu.unsync import vcpu_update_flush_exits
 from ..kvm.mp_state import MpState
 from ..kvm.msr import kvm_get_msr, kvm_set_msr
+from ..kvm.pre_fault import kvm_vcpu_pre_fault_memory
 from ..kvm.userspace_io import UserspaceIo
 from ..kvm.vcpu import Vcpu as VcpuStruct
 from ..x86 import EFER_NX, NMI_VECTOR
@@ -181,6 +184,18 @@ class Vcpu:
         """KVM_SET_MSRS of one."""
         if not kvm_set_msr(self.vcpu, index, value):
             raise KvmError(errno.EINVAL, f"MSR {index:#x} does not take {value:#x}")
+
+    def dirty_ring_entries(self) -> list[DirtyEntry]:
+        """Harvest this vCPU's dirty ring; Vm.reset_dirty_rings() then makes room."""
+        return self.vm.host.call(lambda: dirty_ring_entries(self.vcpu))
+
+    def pre_fault_memory(self, gpa: int, size: int, flags: int = 0) -> int:
+        """KVM_PRE_FAULT_MEMORY: map memory before the guest touches it; how many bytes were."""
+        return self.vm.host.call(lambda: kvm_vcpu_pre_fault_memory(self.vcpu, Gpa(gpa), size, flags))
+
+    def set_smm(self, smm: bool) -> None:
+        """Look at the other address space (of slots with 1 << 16 in their numbers), as in system management mode."""
+        self.vm.host.call(lambda: self.vcpu.set_smm(smm))
 
     def interrupt(self, vector: int) -> None:
         """KVM_INTERRUPT: an external interrupt, which waits for IF."""

@@ -11,6 +11,8 @@ from ..errors import KvmError
 from ..kvm import stats
 from ..kvm.cpuid import CpuModel, parse_cpu_model
 from ..kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty_log
+from ..kvm.dirty_ring import KVM_DIRTY_RING_MAX_ENTRIES, SIZEOF_DIRTY_GFN, kvm_enable_dirty_log_ring
+from ..kvm.dirty_ring_reset import reset_dirty_rings
 from ..kvm.guest_memory import kvm_read_guest, kvm_write_guest
 from ..kvm.memory_region import KVM_USER_MEM_SLOTS, kvm_set_nr_mmu_pages
 from ..kvm.turns import Turns
@@ -47,6 +49,8 @@ class Capability(IntEnum):
     READONLY_MEM = 81
     MULTI_ADDRESS_SPACE = 118
     MANUAL_DIRTY_LOG_PROTECT2 = 168
+    DIRTY_LOG_RING = 192
+    PRE_FAULT_MEMORY = 236
 
 
 _EXTENSIONS = {
@@ -58,6 +62,8 @@ _EXTENSIONS = {
     Capability.MAX_VCPUS: MAX_VCPUS,
     Capability.READONLY_MEM: 1,
     Capability.MULTI_ADDRESS_SPACE: 2,
+    Capability.DIRTY_LOG_RING: KVM_DIRTY_RING_MAX_ENTRIES * SIZEOF_DIRTY_GFN,
+    Capability.PRE_FAULT_MEMORY: 1,
     Capability.MANUAL_DIRTY_LOG_PROTECT2: int(ManualProtect.ENABLE | ManualProtect.INITIALLY_SET),
 }
 
@@ -135,7 +141,10 @@ class Vm:
         self.host.call(lambda: kvm_set_nr_mmu_pages(self.kvm, number))
 
     def enable_cap(self, capability: Capability, *args: int) -> None:
-        """KVM_ENABLE_CAP."""
+        """KVM_ENABLE_CAP: MANUAL_DIRTY_LOG_PROTECT2 (flags), or DIRTY_LOG_RING (bytes of each vCPU's ring)."""
+        if capability is Capability.DIRTY_LOG_RING and len(args) == 1:
+            self.host.call(lambda: kvm_enable_dirty_log_ring(self.kvm, args[0]))
+            return
         if capability is not Capability.MANUAL_DIRTY_LOG_PROTECT2:
             raise KvmError(errno.EINVAL, f"capability {capability!r} cannot be enabled")
         if len(args) != 1 or args[0] & ~_EXTENSIONS[capability] or args[0] == ManualProtect.INITIALLY_SET:
@@ -149,6 +158,10 @@ class Vm:
     def clear_dirty_log(self, slot: int, first_page: int, num_pages: int, bitmap: bytes) -> None:
         """KVM_CLEAR_DIRTY_LOG."""
         self.host.call(lambda: kvm_clear_dirty_log(self.kvm, slot, first_page, num_pages, bitmap))
+
+    def reset_dirty_rings(self) -> int:
+        """KVM_RESET_DIRTY_RINGS: take back what user space has harvested; how many entries."""
+        return self.host.call(lambda: reset_dirty_rings(self.kvm))
 
     def read_memory(self, gpa: int, size: int) -> bytes:
         """Guest memory, through the process's mapping."""

@@ -95,3 +95,34 @@ def test_what_kvm_says_of_itself(host: Host) -> None:
         vm.create_vcpu()
     with pytest.raises(KvmError, match="at most 16"):
         vm.create_vcpu()
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_a_dirty_ring_stops_the_vcpu_before_it_overflows(host: Host, mmu: str) -> None:
+    vm = vm_with_memory(host, mmu=mmu)
+    start = vm.kvm.memslots.slots[0].userspace_addr
+    source = "mov ax, 0x1000\nagain: mov es, ax\ninc byte [es:0]\nadd ax, 0x100\ncmp ax, 0xff00\njne again\nhlt"
+    vcpu = vcpu_with_code(vm, source)
+    vm.enable_cap(Capability.DIRTY_LOG_RING, 4096)
+    vm.set_user_memory_region(0, 0, MIB, start, KVM_MEM_LOG_DIRTY_PAGES)
+    dirty: set[int] = set()
+    stops = 0
+    while (run := vcpu.run()).exit_reason is ExitReason.DIRTY_RING_FULL:
+        stops += 1
+        dirty |= {entry.offset for entry in vcpu.dirty_ring_entries()}
+        assert vm.reset_dirty_rings() > 0
+    assert run.exit_reason is ExitReason.HLT
+    dirty |= {entry.offset for entry in vcpu.dirty_ring_entries()}
+    assert stops >= 1
+    assert dirty >= set(range(16, 255))
+
+
+def test_memory_is_mapped_before_the_guest_touches_it(host: Host) -> None:
+    vm = vm_with_memory(host, mmu="tdp")
+    vcpu = vcpu_with_code(vm, "mov al, [0x8000]\nhlt")
+    assert vcpu.pre_fault_memory(0, 0x10000) == 0x10000
+    before = vcpu.get_stats()["pf_taken"]
+    assert vcpu.run().exit_reason is ExitReason.HLT
+    assert vcpu.get_stats()["pf_taken"] == before
+    with pytest.raises(KvmError, match="cannot be mapped"):
+        vcpu.pre_fault_memory(MIB, 4096)
