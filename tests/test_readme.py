@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^    \$ (shadowvm run .*)$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^    \$ (shadowvm .*)$", README, re.MULTILINE)
 DEMO = "shadowvm run memtouch -m 64M --host-memory 4M --swap 128M --check"
 SECONDS = re.compile(r"\d+\.\d\d s;")
 
@@ -21,7 +22,7 @@ def _lines(text: str) -> list[str]:
 
 
 def _run(command: str) -> str:
-    words = [sys.executable, "-m", *command.split()]
+    words = [sys.executable, "-m", *shlex.split(command)]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return done.stdout
 
@@ -34,7 +35,7 @@ def _shown_after(start: str) -> list[str]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_shown_command_prints_what_is_shown(command: str) -> None:
     shown = _shown_after(f"$ {command}\n")
-    assert len(shown) >= 5
+    assert shown
     assert [line for line in shown if line not in _lines(_run(command))] == []
 
 
