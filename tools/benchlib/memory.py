@@ -124,7 +124,7 @@ def _fault_rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     small = FaultRun(64 * MIB, 48 * MIB, 2 * small_rounds)
     kernel = Difference()
     big = {name: BIG[name][quick] for name in BIG if name in names}
-    rounds = {name: max(1, repeat * MIB * 512 // memory) for name, memory in big.items()}
+    rounds = {name: min(small_rounds, max(1, repeat * MIB * 512 // memory)) for name, memory in big.items()}
     runs = {name: FaultRun(memory, memory * 5 // 8, 2 * rounds[name]) for name, memory in big.items()}
     for i in range(small_rounds):
         time_kernel_faults(kernel)

@@ -71,9 +71,11 @@ class AsyncPfRules(Rules):
             )
 
     def _holds_token(self, vcpu: Vcpu) -> bool:
-        """The guest has a token that it has yet to clear, and will write its acknowledgement after that."""
+        """The guest has a token that it has yet to clear, or to acknowledge after that."""
         if not kvm_pv_async_pf_enabled(vcpu):
             return False
+        if vcpu.apf.pageready_pending:
+            return True
         hva = apf_area_hva(vcpu, Gpa(vcpu.apf.msr_en & -APF_AREA))
         pte = 0 if hva is None else host_pte(self.sanitizer.machine.mm, Vpn(hva >> PAGE_SHIFT))
         if hva is None or not pte & PT_PRESENT:
