@@ -69,8 +69,8 @@ def test_default_run_at_a_quarter(guest: str) -> None:
 NESTED = [(guest, KvmParams(), 4) for guest in GUESTS] + [
     ("demand", KvmParams(eptad=0), 5),
     ("matmul", KvmParams(tdp_mmu=0, eptad=0), 6),
-    ("qsort", KvmParams(tdp_mmu=0), 7),
-    ("smc", KvmParams(eptad=0, fast_page_fault=0), 8),
+    ("demand", KvmParams(tdp_mmu=0), 7),
+    ("demand", KvmParams(eptad=0, fast_page_fault=0), 8),
 ]
 """Two-dimensional paging: guest, knobs, seed."""
 
