@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 from .layout import ACCESSED, DIRTY, MASK64, PRESENT
 from .model import FAULT, MMIO, OK, Cpu, Mismatch, Model, Outcome, Path
-from .paging import FETCH, WRITE, Access, needed_marks
+from .paging import FETCH, READ, WRITE, Access, needed_marks
 
 Marks = dict[int, int]
 """By word: bits, of A and D, that the access may have set there."""
 
 
 class Attempt(NamedTuple):
-    """One access and what became of it. kind: of layout.KINDS; value: the operand."""
+    """One access and what became of it. kind: of layout.KINDS; value: the operand. elsewhere: what it may have
+    loaded from another page than it has stored to."""
 
     cpu: Cpu
     va: int
@@ -25,6 +26,7 @@ class Attempt(NamedTuple):
     value: int
     access: Access
     outcome: Outcome
+    elsewhere: frozenset[int] = frozenset()
 
     @property
     def size(self) -> int:
@@ -66,7 +68,22 @@ def settle(model: Model, attempt: Attempt) -> None:
     if outcome.kind != OK:
         _follow_marks(model, marks, ())
         return
+    if attempt.loads and attempt.stores:
+        attempt = attempt._replace(elsewhere=_loads_elsewhere(model, attempt, paths))
     _follow_data(model, attempt, fitting, marks)
+
+
+def _loads_elsewhere(model: Model, attempt: Attempt, paths: list[Path]) -> frozenset[int]:
+    """What an instruction that also stores may have loaded: by an older entry that serves loads only, so that its store
+    looked at the tables again, and found another page."""
+    access = attempt.access._replace(kind=READ)
+    found = set()
+    for path in paths:
+        if path.hpage < 0 or not _is_usable(path, access) or model.verdict(attempt.cpu, path, access)[0] != OK:
+            continue
+        value = _combine([model.memory.words.get(at, 0) for at in attempt.span(path.hpage)])
+        found.add(value >> 8 * (attempt.va & 7) & (1 << 8 * attempt.size) - 1)
+    return frozenset(found)
 
 
 def _follow_data(model: Model, attempt: Attempt, fitting: list[Path], marks: Marks) -> None:
@@ -80,6 +97,9 @@ def _follow_data(model: Model, attempt: Attempt, fitting: list[Path], marks: Mar
         if not reason:
             _follow_marks(model, marks, stored)
             for at, word in stored.items():
+                if marks.get(at):
+                    # The walk has marked the entry, and a TLB may hold it so, before the store overwrote it.
+                    model.memory.mark_word(at, marks[at], model.now)
                 model.memory.set_word(at, word, model.now)
             return
         reasons.append(reason)
@@ -101,11 +121,11 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
     shift, mask = 8 * (attempt.va & 7), (1 << 8 * attempt.size) - 1
     for extra in _subsets(_combine([marks.get(at, 0) for at in span])):
         before = (old | extra) >> shift & mask
-        if attempt.loads and loaded != before:
+        if attempt.loads and loaded != before and loaded not in attempt.elsewhere:
             continue
         if not attempt.stores:
             return "", {}
-        after = attempt.value + before if attempt.loads else attempt.value
+        after = attempt.value + loaded if attempt.loads else attempt.value
         stored = (old | extra) & ~(mask << shift) | (after & mask) << shift
         if now is None or now == stored:
             return "", {at: stored >> 64 * n & MASK64 for n, at in enumerate(span)}
