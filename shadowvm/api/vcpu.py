@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..addr import Gpa
-from ..cpu import layout as lay
 from ..cpu.engine import Event, EventKind
-from ..cpu.segments import CS, DS, ES, FS, GS, SS, Segment, TableRegister
+from ..cpu.registers import GENERAL
+from ..cpu.segments import SEGMENTS, Segment, TableRegister
 from ..cpu.unicorn_engine import UnicornEngine
 from ..errors import KvmError
 from ..kvm.cr import load_pdptrs
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Regs", "Segment", "Sregs", "TableRegister", "Vcpu"]
 
-_GENERAL = {
-    "rax": lay.RAX,
-    "rcx": lay.RCX,
-    "rdx": lay.RDX,
-    "rbx": lay.RBX,
-    "rsp": lay.RSP,
-    "rbp": lay.RBP,
-    "rsi": lay.RSI,
-    "rdi": lay.RDI,
-    **{f"r{number}": number for number in range(8, 16)},
-}
-_SEGMENTS = {"cs": CS, "ds": DS, "es": ES, "fs": FS, "gs": GS, "ss": SS}
 _MASK64 = (1 << 64) - 1
 
 
@@ -114,7 +102,7 @@ class Vcpu:
 
     def get_regs(self) -> Regs:
         """KVM_GET_REGS."""
-        general = {name: self.engine.get_reg(number) for name, number in _GENERAL.items()}
+        general = {name: self.engine.get_reg(number) for name, number in GENERAL.items()}
         return Regs(**general, rip=self.engine.rip, rflags=self.engine.rflags)
 
     def set_regs(self, regs: Regs | None = None, **values: int) -> None:
@@ -124,8 +112,8 @@ class Vcpu:
         for name, value in (changed | values).items():
             if name not in known:
                 raise KvmError(errno.EINVAL, f"there is no register {name}")
-            if name in _GENERAL:
-                self.engine.set_reg(_GENERAL[name], value & _MASK64)
+            if name in GENERAL:
+                self.engine.set_reg(GENERAL[name], value & _MASK64)
             else:
                 setattr(self.engine, name, value & _MASK64)
 
@@ -133,7 +121,7 @@ class Vcpu:
         """KVM_GET_SREGS."""
         engine = self.engine
         return Sregs(
-            **{name: engine.segment(number) for name, number in _SEGMENTS.items()},
+            **{name: engine.segment(number) for name, number in SEGMENTS.items()},
             tr=engine.tr,
             ldt=engine.ldtr,
             gdt=engine.gdtr,
@@ -156,7 +144,7 @@ class Vcpu:
         engine = self.engine
         engine.efer, engine.cr4, engine.cr0, engine.cr3 = sregs.efer, sregs.cr4, sregs.cr0, sregs.cr3
         engine.cr2, engine.cr8 = sregs.cr2, sregs.cr8
-        for name, number in _SEGMENTS.items():
+        for name, number in SEGMENTS.items():
             engine.set_segment(number, getattr(sregs, name))
         engine.tr, engine.ldtr, engine.gdtr, engine.idtr = sregs.tr, sregs.ldt, sregs.gdt, sregs.idt
         self._load_pdptrs(sregs)

@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from ..addr import Gpa, Hva
+from ..config import MAX_VCPUS, MMUS
 from ..errors import KvmError
 from ..kvm import stats
 from ..kvm.cpuid import CpuModel, parse_cpu_model
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from .host import Host
 
 KVM_API_VERSION = 12
-MAX_VCPUS = 16
 
 
 class Capability(IntEnum):
@@ -91,8 +91,8 @@ class Kvm:
         name: str = "qemu",
     ) -> Vm:
         """KVM_CREATE_VM, by a new process `name`. mmu: "shadow" or "tdp"; cpu: as -cpu; turns: of several vCPUs."""
-        if mmu not in ("shadow", "tdp"):
-            raise KvmError(errno.EINVAL, f"no MMU '{mmu}': shadow or tdp")
+        if mmu not in MMUS:
+            raise KvmError(errno.EINVAL, f"no MMU '{mmu}': {' or '.join(MMUS)}")
         model = parse_cpu_model(cpu, MAX_VCPUS) if isinstance(cpu, str) else cpu
         vm = Vm(self.host, MmStruct(self.host.node, name), model, params, turns, tdp_enabled=mmu == "tdp")
         self.host.vms.append(vm)

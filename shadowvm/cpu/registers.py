@@ -17,6 +17,18 @@ LONG_MODE_CR4 = x86.CR4_PAE | x86.CR4_PGE | 0x600
 """PAE, PGE, OSFXSR, OSXMMEXCPT."""
 LONG_MODE_EFER = x86.EFER_SCE | x86.EFER_LME | x86.EFER_LMA | x86.EFER_NX
 FLAT_LIMIT = 0xFFFF_FFFF
+GENERAL = {
+    "rax": lay.RAX,
+    "rbx": lay.RBX,
+    "rcx": lay.RCX,
+    "rdx": lay.RDX,
+    "rsi": lay.RSI,
+    "rdi": lay.RDI,
+    "rbp": lay.RBP,
+    "rsp": lay.RSP,
+    **{f"r{number}": number for number in range(8, 16)},
+}
+"""General registers by name, in gdb's order."""
 RFLAGS_FIXED, RFLAGS_TF = 2, 1 << 8
 MASK64 = (1 << 64) - 1
 RIP = lay.ENV_EIP // 8

@@ -10,6 +10,8 @@ from . import layout as lay
 
 RAW = struct.Struct("<IxxxxQII")
 ES, CS, SS, DS, FS, GS = range(6)
+SEGMENTS = {"cs": CS, "ss": SS, "ds": DS, "es": ES, "fs": FS, "gs": GS}
+"""By name, in the order in which debuggers show them."""
 ACCESSED, WRITABLE, CODE = 1 << 8, 1 << 9, 1 << 11
 S, P, L, DB, G = 1 << 12, 1 << 15, 1 << 21, 1 << 22, 1 << 23
 DPL_SHIFT = 13

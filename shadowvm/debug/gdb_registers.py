@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..cpu.registers import GENERAL
+from ..cpu.segments import SEGMENTS
+
 
 class Register(NamedTuple):
     """One register: gdb's name and ours, its bits and type; ours is "" for one that is not available."""
@@ -14,16 +17,14 @@ class Register(NamedTuple):
     type: str
 
 
-_GENERAL = "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15".split()
-_SEGMENTS = "cs ss ds es fs gs".split()
 _FPU_CONTROL = "fctrl fstat ftag fiseg fioff foseg fooff fop".split()
 _POINTERS = {"rbp": "data_ptr", "rsp": "data_ptr"}
 
 CORE = (
-    *(Register(name, name, 64, _POINTERS.get(name, "int64")) for name in _GENERAL),
+    *(Register(name, name, 64, _POINTERS.get(name, "int64")) for name in GENERAL),
     Register("rip", "rip", 64, "code_ptr"),
     Register("eflags", "rflags", 32, "x64_eflags"),
-    *(Register(name, name, 32, "int32") for name in _SEGMENTS),
+    *(Register(name, name, 32, "int32") for name in SEGMENTS),
     *(Register(f"st{number}", "", 80, "i387_ext") for number in range(8)),
     *(Register(name, "", 32, "int") for name in _FPU_CONTROL),
 )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import capstone
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva
-from ..cpu import layout as lay
-from ..cpu.segments import CS, DS, ES, FS, GS, SS
+from ..cpu.registers import GENERAL
+from ..cpu.segments import CS, FS, GS, SEGMENTS
 from ..errors import ConfigError
 from ..kvm import stats
 from ..kvm.mmu.role import role_text
@@ -20,20 +20,6 @@ from .story import last_fault, tell
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
     from .target import Target
-
-GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
-_NUMBERS = {
-    "rax": lay.RAX,
-    "rcx": lay.RCX,
-    "rdx": lay.RDX,
-    "rbx": lay.RBX,
-    "rsp": lay.RSP,
-    "rbp": lay.RBP,
-    "rsi": lay.RSI,
-    "rdi": lay.RDI,
-    **{f"r{number}": number for number in range(8, 16)},
-}
-_SEGMENTS = {"cs": CS, "ss": SS, "ds": DS, "es": ES, "fs": FS, "gs": GS}
 
 
 def vcpu_of(target: Target, number: int | None) -> Vcpu:
@@ -49,9 +35,9 @@ def vcpu_of(target: Target, number: int | None) -> Vcpu:
 def registers(target: Target, number: int | None = None) -> dict[str, int]:
     """All registers by name."""
     engine = vcpu_of(target, number).engine
-    values = {name: engine.get_reg(_NUMBERS[name]) for name in GENERAL}
+    values = {name: engine.get_reg(number) for name, number in GENERAL.items()}
     values |= {"rip": engine.rip, "rflags": engine.rflags}
-    values |= {name: engine.segment(index).selector for name, index in _SEGMENTS.items()}
+    values |= {name: engine.segment(index).selector for name, index in SEGMENTS.items()}
     values |= {"fs_base": engine.segment(FS).base, "gs_base": engine.segment(GS).base}
     values |= {"cr0": engine.cr0, "cr2": engine.cr2, "cr3": engine.cr3, "cr4": engine.cr4, "cr8": engine.cr8}
     return values | {"efer": engine.efer}
