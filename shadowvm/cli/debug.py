@@ -100,7 +100,7 @@ def _execute(monitor: Monitor, lines: Iterable[str], *, echo: bool) -> int:
 
 def _prompt(monitor: Monitor) -> Iterator[str]:
     """Lines from the terminal, with history and completion where there is readline. An empty one repeats the last."""
-    from ..debug.monitor import NAMES  # noqa: PLC0415
+    from ..debug.commands.table import NAMES  # noqa: PLC0415
 
     try:
         import readline  # noqa: PLC0415
