@@ -86,9 +86,13 @@ class Bed:
         self.vcpus = self.kvm.vcpus
         self.hvas: dict[int, int] = {}
         self._hog = 0
+        self._device_stores: dict[int, int] = {}
         self._race: Task | None = None
         self._levels = [-1] * smp
         self._code = {kind: n * at.STEP for n, kind in enumerate(at.KINDS)}
+        for vcpu in self.vcpus:
+            # The machine's own devices are at frames that a random entry can name.
+            vcpu.engine.on_mmio(at.device_word, self._store_to_device)
 
     def set_up(self, controls: list[Control]) -> None:
         """Slots, their first contents, and the state of each CPU."""
@@ -228,6 +232,10 @@ class Bed:
 
     # vCPUs.
 
+    def _store_to_device(self, gpa: int, size: int, value: int) -> None:
+        for n in range(size):
+            self._device_stores[gpa + n] = value >> 8 * n & 0xFF
+
     def set_sregs(self, number: int, control: Control) -> None:
         """KVM_SET_SREGS: another mode, another root."""
         vcpu, engine = self.vcpus[number], self.vcpus[number].engine
@@ -279,6 +287,7 @@ class Bed:
         env[RSI] = env[RDX] = value
         env[RDI] = va
         env[RBP] = 0
+        self._device_stores = {}
         if kind == "x":
             rip, length = va, at.FETCH_LENGTH
         else:
@@ -287,7 +296,8 @@ class Bed:
         if outcome.kind != OK:
             return outcome
         size = 8 if kind == "x" else int(kind[1])
-        return Outcome(OK, env[RBP] if kind == "x" else env[RSI] & (1 << 8 * size) - 1)
+        loaded = env[RBP] if kind == "x" else env[RSI] & (1 << 8 * size) - 1
+        return Outcome(OK, loaded, device=self._device_stores)
 
     def control(self, number: int, mode: int, what: str, value: int) -> Outcome:
         """INVLPG, MOV to a control register, WRMSR EFER or WRPKRU with `value`, at CPL 0."""

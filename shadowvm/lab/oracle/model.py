@@ -7,7 +7,8 @@ settle.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .layout import ACCESSED, MASK64, NONPAGING, PAE, PRESENT, PT32, PT64
@@ -33,12 +34,14 @@ _ALL_RIGHTS = 6
 
 
 class Outcome(NamedTuple):
-    """What became of an operation. value: loaded, or fetched; fault: error code and address."""
+    """What became of an operation. value: loaded, or fetched; fault: error code and address; device: bytes that were
+    stored where no memory is, by address."""
 
     kind: str
     value: int = 0
     error: int = 0
     address: int = 0
+    device: Mapping[int, int] = MappingProxyType({})
 
 
 class Step(NamedTuple):
@@ -51,7 +54,7 @@ class Step(NamedTuple):
 
 
 class Path(NamedTuple):
-    """One way to translate. kind: OK, FAULT (`cause`) or EFAULT. hpage: -1 where no memory is."""
+    """One way to translate. kind: OK, FAULT (`cause`) or EFAULT. hpage: behind frame `gfn`, -1 where no memory is."""
 
     kind: str
     cause: int
@@ -59,6 +62,7 @@ class Path(NamedTuple):
     rights: int
     key: int
     steps: tuple[Step, ...]
+    gfn: int = -1
 
     @property
     def is_fresh(self) -> bool:
@@ -117,8 +121,9 @@ class Model:
     def _paths(self, cpu: Cpu, va: int) -> list[Path]:
         control = cpu.control
         if control.mode == NONPAGING:
-            hpage = self.memory.find((va & 0xFFFFFFFF) >> 12)
-            return [Path(EFAULT if hpage in self.memory.unmapped else OK, 0, hpage, _ALL_RIGHTS, 0, ())]
+            gfn = (va & 0xFFFFFFFF) >> 12
+            hpage = self.memory.find(gfn)
+            return [Path(EFAULT if hpage in self.memory.unmapped else OK, 0, hpage, _ALL_RIGHTS, 0, (), gfn)]
         table = (control.cr3 & (0xFFFFFFFFFF000 if control.mode >= PT64 else 0xFFFFF000)) >> 12
         if control.mode == PAE:
             pdptr = control.pdptrs[va >> 30 & 3]
@@ -154,8 +159,9 @@ class Model:
             if not entry.offset_bits:
                 self._descend(cpu, va, level - 1, entry.next, left, here, found)
                 continue
-            page = memory.find(entry.next | (va & (1 << entry.offset_bits) - 1) >> 12)
-            found.append(Path(EFAULT if page in memory.unmapped else OK, 0, page, left, entry.key, here))
+            gfn = entry.next | (va & (1 << entry.offset_bits) - 1) >> 12
+            page = memory.find(gfn)
+            found.append(Path(EFAULT if page in memory.unmapped else OK, 0, page, left, entry.key, here, gfn))
 
     def _values(self, cpu: Cpu, va: int, at: int, shift: int, gone: bool) -> list[tuple[int, bool]]:
         """What the entry may be taken for: as it is, and what it was since the flush.

@@ -6,9 +6,11 @@ walks, D by stores that nothing refuses. Data are of one page, and all of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from .layout import ACCESSED, DIRTY, MASK64, PRESENT
+from ...addr import PAGE_SHIFT
+from .layout import ACCESSED, DIRTY, MASK64, PRESENT, device_word
 from .model import FAULT, MMIO, OK, Cpu, Mismatch, Model, Outcome, Path
 from .paging import FETCH, READ, WRITE, Access, needed_marks
 
@@ -110,8 +112,9 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
     """("", words that a store has changed) if the data fit to this path, else why not."""
     loaded = attempt.outcome.value
     if path.hpage < 0:
-        bad = attempt.loads and loaded != (1 << 8 * attempt.size) - 1
-        return (f"loaded {loaded:#x} where no memory is" if bad else ""), {}
+        return _try_device(attempt, path), {}
+    if attempt.outcome.device:
+        return f"stored to a device, not to page {path.hpage:#x}", {}
     if attempt.kind == "x":
         return (f"fetched from page {loaded:#x}, not {path.hpage:#x}" if loaded != path.hpage else ""), {}
     span = attempt.span(path.hpage)
@@ -132,6 +135,21 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
     what = f"loaded {loaded:#x}, " if attempt.loads else ""
     is_now = "swapped out" if now is None else f"{now:#x}"
     return f"{what}page {path.hpage:#x} offset {attempt.va & 0xFFF:#x} was {old:#x} and is {is_now}", {}
+
+
+def _try_device(attempt: Attempt, path: Path) -> str:
+    """The same where no memory is: a device answers, and gets every byte."""
+    gpa, mask = path.gfn << PAGE_SHIFT | attempt.va & 0xFFF, (1 << 8 * attempt.size) - 1
+    loaded, answer = attempt.outcome.value, device_word(gpa, attempt.size)
+    if attempt.loads and loaded != answer and loaded not in attempt.elsewhere:
+        return f"loaded {loaded:#x} at {gpa:#x}, where no memory is, not {answer:#x}"
+    stored = (attempt.value + (loaded if attempt.loads else 0)) & mask
+    wanted = {gpa + n: stored >> 8 * n & 0xFF for n in range(attempt.size)} if attempt.stores else {}
+    return "" if attempt.outcome.device == wanted else f"the device got {_bytes_text(attempt.outcome.device)}"
+
+
+def _bytes_text(device: Mapping[int, int]) -> str:
+    return " ".join(f"{value:02x}@{gpa:x}" for gpa, value in device.items()) or "nothing"
 
 
 def _combine(words: list[int]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shadowvm.lab.oracle.layout import ACCESSED, DIRTY, PRESENT, PT64, USER, WRITABLE
+from shadowvm.lab.oracle.layout import ACCESSED, DIRTY, PRESENT, PT64, USER, WRITABLE, device_word
 from shadowvm.lab.oracle.model import EFAULT, FAULT, MMIO, OK, Mismatch, Model, Outcome, access_of
 from shadowvm.lab.oracle.settle import Attempt, settle
 
@@ -158,11 +158,14 @@ def test_a_table_that_is_its_own_page_is_loaded_with_or_without_its_mark() -> No
         fake.settle_at(0, "r8", loaded(value))
 
 
-def test_where_no_memory_is_loads_give_ones_and_code_cannot_run() -> None:
+def test_where_no_memory_is_a_device_answers_and_code_cannot_run() -> None:
     fake = Fake(HOLE << 12 | FULL)
-    assert fake.allows("r4", loaded(0xFFFFFFFF))
-    assert not fake.allows("r4", loaded(0))
-    assert fake.allows("w8", Outcome(OK), 3)
+    gpa = HOLE << 12 | VA & -4
+    assert fake.allows("r4", loaded(device_word(gpa, 4)))
+    assert not fake.allows("r4", loaded(device_word(gpa + 4, 4)))
+    assert fake.allows("w4", Outcome(OK, device={gpa: 3, gpa + 1: 0, gpa + 2: 0, gpa + 3: 0}), 3)
+    assert not fake.allows("w4", Outcome(OK, device={gpa: 3, gpa + 1: 0, gpa + 2: 0}), 3)
+    assert not fake.allows("w4", Outcome(OK), 3)
     assert fake.allows("x", Outcome(MMIO))
     assert not fake.allows("r8", Outcome(MMIO))
 
