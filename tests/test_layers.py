@@ -81,8 +81,7 @@ WITHOUT_TEST = {
     "lab/oracle/settle.py": "lab/oracle/test_model.py",
     "lab/oracle/traps.py": "lab/oracle/test_layout.py",
 }
-"""Modules whose test is elsewhere or nowhere, and why. lab/invariants, lab/mutate, cpu/ and debug/commands are tested by
-folder."""
+"""Modules whose test is elsewhere or nowhere, and why. Some folders are tested as a whole."""
 FOLDERS_TESTED_ELSEWHERE = ("lab/invariants/", "lab/mutate/", "cpu/", "debug/commands/")
 
 

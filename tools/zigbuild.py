@@ -25,7 +25,7 @@ CFLAGS = [
     *("-fno-stack-protector", "-fno-sanitize=all", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables"),
     *("-fomit-frame-pointer", "-ffile-prefix-map=./="),
 ]
-LDFLAGS = ["-static", "-s", "--build-id=none", "-z", "max-page-size=4096", "--fatal-warnings"]
+LDFLAGS = ["-static", "--strip-debug", "--build-id=none", "-z", "max-page-size=4096", "--fatal-warnings"]
 
 
 class BuildError(Exception):
