@@ -23,7 +23,17 @@ def test_each_variant_has_a_row_with_its_counters(tmp_path: Path) -> None:
     assert len(rows) == len(done.stdout.splitlines()) - 1 >= 10
     assert {row["mmu"] for row in rows} == {"shadow", "tdp"}
     assert rows[0]["time"] == 1
-    assert all(row["exits"] >= row["faults"] > 0 for row in rows)
+    assert all(row["exits"] >= row["faults"] > row["fast"] for row in rows)
+
+
+def test_what_the_host_does_meanwhile_makes_faults_that_need_no_lock(tmp_path: Path) -> None:
+    file = tmp_path / "cost.json"
+    done = run("--quick", "--repeat", "1", "--json", str(file), "dirty_log_test/log", "chase/age")
+    assert done.returncode == 0, done.stderr
+    fast = {(row["guest"], row["mmu"], row["switch"]): row["fast"] for row in json.loads(file.read_text())["rows"]}
+    assert fast["dirty_log_test/log", "tdp", "-"] > 0
+    assert fast["chase/age", "tdp", "eptad=0"] > 0
+    assert all(number == 0 for (_, mmu, switch), number in fast.items() if mmu == "shadow" or "fault=0" in switch)
 
 
 def test_what_does_not_exist_is_refused() -> None:
