@@ -26,6 +26,7 @@ class TdpIter:
     """See the module. The caller is an RCU reader.
 
     next_last_level_gfn: where a restart begins. yielded_gfn: where the last yield was; yielded: since the last step.
+    steps: since the last yield.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class TdpIter:
         "old_spte",
         "root",
         "sptep",
+        "steps",
         "yielded",
         "yielded_gfn",
     )
@@ -53,10 +55,11 @@ class TdpIter:
         self._path: list[int] = [0] * (root.level + 1)
         self.level = root.level
         self.gfn = first
-        self.sptep = self.old_spte = 0
+        self.sptep = self.old_spte = self.steps = 0
 
     def next(self) -> bool:
         """Go to the next entry, top-down; False behind the last one."""
+        self.steps += 1
         if self.yielded:
             self._restart()
         elif not self._try_step_down() and not self._try_step_side():
@@ -66,6 +69,7 @@ class TdpIter:
     def _restart(self) -> None:
         """tdp_iter_restart(): from the root, at the gfn that comes next."""
         self.yielded = False
+        self.steps = 0
         self.yielded_gfn = self.next_last_level_gfn
         self.level = self.root.level
         self._path[self.level] = self.root.q

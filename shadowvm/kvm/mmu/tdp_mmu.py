@@ -55,6 +55,8 @@ _LINK = SPTE_MMU_PRESENT | PT_PAGE_SIZE
 TDP_ROOT_LEVEL = 4
 TDP_GFNS = Gfn(1 << 9 * TDP_ROOT_LEVEL)
 """As many frames as a root covers."""
+TIME_SLICE = 1024
+"""Entries that a walk looks at before it gives way to a task that could run, but does not wait for mmu_lock."""
 
 
 # Roots.
@@ -156,12 +158,14 @@ def _zap_entry(kvm: Kvm, walk: TdpIter, *, shared: bool) -> None:
 
 
 def tdp_mmu_iter_cond_resched(kvm: Kvm, walk: TdpIter, flush: bool, *, shared: bool) -> bool:
-    """Let others have mmu_lock or the CPU, if they wait for it and the walk has come on since the last time.
+    """Let others have mmu_lock, if they wait for it, or the CPU, after TIME_SLICE, if the walk has come on since then.
 
     What was zapped so far is flushed before (invariant I16). True: it has yielded, and the walk starts anew.
     """
     lock, sched = kvm.mmu_lock, kvm.mm.host.sched
-    if walk.next_last_level_gfn == walk.yielded_gfn or not (sched.need_resched or lock.waiters):
+    if walk.next_last_level_gfn == walk.yielded_gfn:
+        return False
+    if not lock.waiters and not (sched.need_resched and walk.steps >= TIME_SLICE):
         return False
     if flush:
         kvm.flush_remote_tlbs()

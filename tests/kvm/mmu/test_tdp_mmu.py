@@ -13,6 +13,7 @@ from shadowvm.errors import ModelBug
 from shadowvm.events import Tracepoint, attached, kvm_faultin_pfn, kvm_flush_remote_tlbs, spte_cmpxchg
 from shadowvm.kvm.mmu.spte import FROZEN_SPTE, SPTE_MMU_PRESENT, make_nonleaf_spte, spte_pfn
 from shadowvm.kvm.mmu.tdp_mmu import (
+    TIME_SLICE,
     kvm_tdp_mmu_invalidate_roots,
     kvm_tdp_mmu_unmap_gfn_range,
     kvm_tdp_mmu_zap_invalidated_roots,
@@ -300,6 +301,35 @@ def test_a_long_zap_lets_a_waiting_fault_in_and_flushes_first() -> None:
     with attached(sink, (kvm_flush_remote_tlbs,)):
         sched.run()
     assert order.index("flush") < order.index("faulted") < order.index("zapped")
+
+
+def test_a_long_zap_gives_way_to_who_does_not_want_the_lock_after_a_time_slice() -> None:
+    kvm = make_vm(cpus=1)
+    cpu = cpus_of(kvm)[0]
+    for page in range(600):
+        cpu.store(page * PAGE, page)
+    sched, lock = kvm.mm.host.sched, kvm.mmu_lock
+    turns = 0
+
+    def zapper() -> None:
+        lock.acquire()
+        assert sched.need_resched
+        kvm_tdp_mmu_unmap_gfn_range(kvm, 0, Gfn(0), Gfn(0x400), may_yield=True)
+        lock.release()
+        other.append("zapped")
+
+    def idler() -> None:
+        nonlocal turns
+        while not other:
+            turns += 1
+            sched.preempt()
+
+    other: list[str] = []
+    sched.spawn("zap", zapper)
+    sched.spawn("idle", idler)
+    sched.run()
+    assert turns == 1024 // TIME_SLICE
+    assert kvm.stat.pages_4k == 0
 
 
 def test_a_link_names_a_table_that_is_known() -> None:
