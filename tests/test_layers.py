@@ -42,6 +42,8 @@ WITHOUT_TEST = {
     "kvm/mmu/split.py": "kvm/mmu/test_large.py",
     "kvm/exit.py": "constants and a record",
     "debug/breaks.py": "debug/test_monitor.py",
+    "debug/breakpoints.py": "debug/test_monitor.py",
+    "debug/disassemble.py": "debug/test_monitor.py",
     "debug/explain.py": "debug/test_monitor.py",
     "debug/peek.py": "debug/test_monitor.py",
     "debug/story.py": "debug/test_monitor.py",

@@ -59,7 +59,7 @@ class GdbSession:
     def breaks(self) -> list[AddressBreak]:
         """Everything to stop at: gdb's addresses and the monitor's."""
         own = [AddressBreak(_FIRST_BREAK + number, at) for number, at in enumerate(sorted(self._addresses))]
-        return [*own, *self.monitor.breaks.values()]  # type: ignore[list-item]
+        return [*own, *self.monitor.breakpoints.active()]  # type: ignore[list-item]
 
     @property
     def current(self) -> int | None:

@@ -3,35 +3,35 @@
     monitor = Monitor(timeline)
     for line in monitor.execute("break kvm_page_fault if error_code & 2"): print(line)
 
-A refused command raises ConfigError with one line. Numbers are as in C; sums such as `rip+8` take registers.
+A refused command raises ConfigError with one line. commands/ has the commands, numbers.py says what a number may be.
 """
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .breaks import AddressBreak, PointBreak, Watch
+from .breakpoints import Breakpoints
 from .commands.table import find
+from .numbers import MAX_LENGTH, evaluate
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .breakpoints import AnyBreak
     from .commands import Lines
     from .position import Stop
     from .timeline import Timeline
 
-AnyBreak: TypeAlias = "AddressBreak | PointBreak | Watch"
-
 
 class Monitor:
-    """A session. breaks: by number. vcpu: the CPU that is looked at, None for the one that runs."""
+    """A session. vcpu: the CPU that is looked at, None for the one that runs. done: the user has had enough."""
 
     def __init__(self, timeline: Timeline) -> None:
         self.timeline = timeline
-        self.breaks: dict[int, AnyBreak] = {}
+        self.breakpoints = Breakpoints()
         self.vcpu: int | None = None
         self.done = False
-        self.next_number = 1
         self._said = 0
 
     def execute(self, line: str) -> Lines:
@@ -39,31 +39,42 @@ class Monitor:
         line = line.strip()
         if not line or line.startswith("#"):
             return []
+        if len(line) > MAX_LENGTH:
+            raise ConfigError(f"a command of {len(line)} characters is too long ({MAX_LENGTH} at most)")
         word, _, rest = line.partition(" ")
         word, slash, form = word.partition("/")
-        command = find(word)
-        return command(self, f"/{form} {rest.strip()}" if slash else rest.strip())
+        return find(word)(self, f"/{form} {rest.strip()}" if slash else rest.strip())
 
     def number(self, text: str) -> int:
-        """A sum of numbers and registers of the current vCPU."""
-        registers: dict[str, int] | None = None
-        total, sign = 0, 1
-        for token in re.findall(r"[+-]|[^+\-\s]+", text):
-            if token in "+-":
-                sign = 1 if token == "+" else -1
-                continue
-            name = token.lstrip("$").lower()
-            if re.fullmatch(r"[a-z]\w*", name):
-                registers = registers or self.timeline.call("view", "registers", self.vcpu)
-                if name not in registers:
-                    raise ConfigError(f"'{token}' is no register")
-                value = registers[name]
-            else:
-                value = _integer(token)
-            total, sign = total + sign * value, 1
-        if not text.strip():
-            raise ConfigError("a number is missing")
-        return total & (1 << 64) - 1
+        """The value of an expression of numbers, registers of the current vCPU and symbols."""
+        registers: dict[str, int] = {}
+
+        def lookup(name: str) -> int:
+            if not registers:
+                registers.update(self.timeline.call("view", "registers", self.vcpu))
+            value = registers.get(name.removeprefix("$").lower())
+            if value is None:
+                value = self.symbol(name)
+            if value is None:
+                raise ConfigError(f"'{name}' is no register and no symbol")
+            return value
+
+        return evaluate(text, lookup)
+
+    def symbol(self, name: str) -> int | None:
+        """The address of a symbol of the guest."""
+        found: int | None = self.timeline.call("view", "symbol", name)
+        return found
+
+    def run(self, until: int = 0, until_event: int = 0, more: Sequence[AnyBreak] = ()) -> Stop:
+        """Forwards, to where asked or to a break; hits that are to be ignored are passed by."""
+        ahead = self.breakpoints.replay_break
+        if ahead > self.timeline.position.instructions and (not until or ahead < until):
+            until = ahead
+        while True:
+            stop = self.timeline.go(until, until_event, [*self.breakpoints.active(), *more])
+            if not self.breakpoints.pass_by(stop):
+                return stop
 
     def stopped(self, stop: Stop | None) -> Lines:
         """How a stop is told, after what the guest has said on the way."""
@@ -73,8 +84,9 @@ class Monitor:
         if stop.kind == "exit":
             return [*lines, f"the guest has ended: {stop.text}", f"at {stop.position}"]
         where = f"vCPU {stop.vcpu}" if stop.vcpu is not None else stop.task or "start"
-        number = f"break {stop.number}, " if stop.number is not None else ""
-        lines.append(f"{number}{where} at {stop.position}")
+        number = f"break {stop.number}, " if stop.number else ""
+        why = "interrupted, " if stop.kind == "interrupt" else ""
+        lines.append(f"{why}{number}{where} at {stop.position}")
         if stop.text:
             lines.append(f"  {stop.text}")
         elif stop.kind in ("instructions", "interrupt", "breakpoint"):
@@ -85,10 +97,3 @@ class Monitor:
         said: bytes = self.timeline.call("view", "output")
         new, self._said = said[self._said :], max(self._said, len(said))
         return [f"guest: {line}" for line in new.decode("latin-1").splitlines()]
-
-
-def _integer(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise ConfigError(f"'{text}' is no number") from None

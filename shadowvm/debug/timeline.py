@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..errors import ConfigError
 from .position import Position, Stop
 from .target import Break, Target
 from .worker import Worker, start_worker
@@ -104,6 +105,12 @@ class Timeline:
     def kept(self) -> dict[int, Position]:
         """The user's own checkpoints."""
         return {number: each.position for number, each in self._kept.items()}
+
+    def forget(self, number: int) -> None:
+        """Delete one of these. ConfigError: there is none."""
+        if number not in self._kept:
+            raise ConfigError(f"there is no checkpoint {number}")
+        self._kept.pop(number).worker.close()
 
     def go_to(self, where: Position) -> Stop:
         """Stand at a position of this run, behind or ahead."""

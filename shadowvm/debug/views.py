@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import capstone
-
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Gva
+from ..addr import PAGE_SHIFT, Gva
 from ..cpu.registers import GENERAL
 from ..cpu.segments import CS, FS, GS, SEGMENTS
 from ..errors import ConfigError
 from ..kvm import stats
 from ..kvm.mmu.role import role_text
+from .disassemble import Instruction, body, instruction_text, instructions, leaves
 from .explain import explain
 from .peek import guest_walk, peek_guest, peek_virtual
 from .story import last_fault, tell
+from .symbols import Symbols, load_symbols
 
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
@@ -75,18 +75,43 @@ def story(target: Target) -> list[str]:
 
 
 def disassembly(target: Target, count: int, address: int | None = None, number: int | None = None) -> list[str]:
-    """`count` instructions from an address, by default the next ones."""
+    """`count` instructions from an address, by default the next ones, with the guest's symbols."""
     vcpu = vcpu_of(target, number)
     at = vcpu.engine.rip + vcpu.engine.segment(CS).base if address is None else address
-    flags = vcpu.engine.segment(CS).flags
-    mode = capstone.CS_MODE_64 if flags >> 21 & 1 else capstone.CS_MODE_32 if flags >> 22 & 1 else capstone.CS_MODE_16
-    code = peek_virtual(vcpu, at, min(15 * count, PAGE_SIZE - at % PAGE_SIZE)) or b""
-    found = [f"{one.address:#x}:  {one.mnemonic} {one.op_str}".rstrip() for one in _disassemble(mode, code, at, count)]
-    return found or [f"{at:#x}:  (not mapped)"]
+    known = symbols(target)
+    return [instruction_text(each, known) for each in instructions(vcpu, at, count)] or [f"{at:#x}:  (not mapped)"]
 
 
-def _disassemble(mode: int, code: bytes, at: int, count: int) -> list[Any]:
-    return list(capstone.Cs(capstone.CS_ARCH_X86, mode).disasm(code, at, count))
+def code(target: Target, number: int | None = None) -> Instruction | None:
+    """The next instruction of a vCPU; None where no memory is."""
+    vcpu = vcpu_of(target, number)
+    return next(instructions(vcpu, vcpu.engine.rip + vcpu.engine.segment(CS).base, 1), None)
+
+
+def ways_out(target: Target, number: int | None = None) -> list[int]:
+    """Where the function that a vCPU is in returns, or jumps into another; ConfigError: no symbol says where it is."""
+    vcpu = vcpu_of(target, number)
+    at = vcpu.engine.rip + vcpu.engine.segment(CS).base
+    inside = symbols(target).at(at)
+    if inside is None:
+        raise ConfigError(f"{at:#x} is in no function with a symbol")
+    return [one.address for one in body(vcpu, inside) if leaves(one, inside)]
+
+
+def symbols(target: Target) -> Symbols:
+    """Of the guest's image."""
+    return load_symbols(target.machine.config.image)
+
+
+def symbol(target: Target, name: str) -> int | None:
+    """The address of one."""
+    found = symbols(target).find(name)
+    return None if found is None else found.address
+
+
+def symbol_text(target: Target, address: int) -> str:
+    """` <name+offset>`, or nothing."""
+    return symbols(target).text(address)
 
 
 def cpus(target: Target) -> list[str]:
@@ -160,6 +185,10 @@ def output(target: Target) -> bytes:
 
 
 VIEWS: dict[str, Callable[..., Any]] = {
+    "symbol": symbol,
+    "code": code,
+    "ways_out": ways_out,
+    "symbol_text": symbol_text,
     "registers": registers,
     "memory": memory,
     "physical": physical,

@@ -74,6 +74,55 @@ def test_a_chain_from_gva_to_spte(monitor: Monitor) -> None:
     assert "a device or nothing" in said(monitor, "explain gpa 0xfee00000")
 
 
+def test_symbols_are_addresses_and_addresses_have_symbols(monitor: Monitor) -> None:
+    assert said(monitor, "break main", "break *main+0x21") == "1: break *0x101b80 <main>\n2: break *0x101ba1 <main+33>"
+    assert "0x101b80 <main>:  push rbp" in said(monitor, "c")
+    assert "break 2" in said(monitor, "c")
+    assert "<main+749>" in said(monitor, "until *main+749")
+    rows = said(monitor, "x /300i main").splitlines()
+    assert len(rows) == 300
+    assert any("call 0x" in row and row.endswith(">") for row in rows)
+    assert said(monitor, "break kvm_page_fault").endswith("break kvm_page_fault")
+
+
+def test_what_is_said_of_a_break(monitor: Monitor) -> None:
+    said(monitor, "break kvm_page_fault if error_code & 2", "c")
+    first = monitor.timeline.position
+    assert said(monitor, "info breaks") == "1: break kvm_page_fault if error_code & 2, hit 1 time"
+    said(monitor, "c", "c")
+    third = monitor.timeline.position
+    said(monitor, "replay_seek event " + str(first.events), "ignore 1 1", "c")
+    assert monitor.timeline.position == third
+    assert "ignores" not in said(monitor, "info breaks")
+    said(monitor, "disable", "tbreak kvm_page_fault error_code & 2", "replay_seek event " + str(first.events), "c", "c")
+    assert said(monitor, "info breaks").count("\n") == 0
+    assert "the guest has ended" in said(monitor, "info breaks", "c")
+    with pytest.raises(ShadowvmError, match=r"'zork' is no field of kvm_page_fault \(vcpu_id"):
+        monitor.execute("condition 1 zork > 1")
+    said(monitor, "restart", "enable 1", "condition 1 fault_address == 0x113000", "replay_break 9000", "c")
+    assert monitor.timeline.position.instructions == 9000
+    assert "0x0000000000113000" in said(monitor, "c")
+    said(monitor, "replay_delete_break")
+
+
+def test_over_calls_and_out_of_them_both_ways(monitor: Monitor) -> None:
+    said(monitor, "break main", "c", "delete")
+    seen = []
+    while "call" not in said(monitor, "x /1i rip"):
+        said(monitor, "next")
+    at = monitor.timeline.position
+    before = said(monitor, "x /2i rip").splitlines()
+    seen.append(said(monitor, "next"))
+    assert monitor.timeline.position.instructions > at.instructions + 1
+    assert before[1] in seen[0]
+    said(monitor, "reverse-next")
+    assert (monitor.timeline.position, said(monitor, "x /1i rip")) == (at, before[0])
+    said(monitor, "stepi 2", "finish")
+    assert before[1] in said(monitor, "x /1i rip")
+    said(monitor, "rsi")
+    assert "ret" in said(monitor, "x /1i rip")
+
+
 def test_looking_changes_nothing(monitor: Monitor) -> None:
     said(monitor, "until 700000")
     before = said(monitor, "hash")
@@ -125,7 +174,7 @@ def test_steps_and_checkpoints(monitor: Monitor) -> None:
     ("command", "complaint"),
     [
         ("frobnicate", "no command"),
-        ("re", "is one of replay_seek, restart, reverse-continue"),
+        ("re", "is one of replay_break, replay_delete_break, replay_seek, restart, reverse-continue"),
         ("break", "name a tracepoint"),
         ("break kvm_exits", "no tracepoint 'kvm_exits'"),
         ("break kvm_exit if rip == 1", "'rip' is no field"),
@@ -134,13 +183,21 @@ def test_steps_and_checkpoints(monitor: Monitor) -> None:
         ("x /9z rip", "the form is"),
         ("x /4xg 0xffff800000000000", "no memory is there"),
         ("x /0xg 0", "out of range"),
-        ("stepi many", "'many' is no register"),
+        ("stepi many", "'many' is no register and no symbol"),
         ("stepi 1x", "'1x' is no number"),
         ("restart 9", "no checkpoint 9"),
         ("info nothing", "info: 'nothing' is unknown"),
         ("cpu 4", "no vCPU 4"),
         ("explain", "a number is missing"),
         ("until 0", "not ahead"),
+        ("until event 0", "not ahead"),
+        ("break *main if rip == 1", "only tracepoints"),
+        ("condition 9 rip", "no break 9"),
+        ("enable 9", "no break 9"),
+        ("ignore 9 1", "no break 9"),
+        ("delete checkpoint 9", "no checkpoint 9"),
+        ("replay_delete_break", "has set none"),
+        ("stepi " + "1" * 3000, "too long"),
     ],
 )
 def test_what_cannot_be_is_refused(monitor: Monitor, command: str, complaint: str) -> None:

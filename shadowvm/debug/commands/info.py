@@ -26,7 +26,7 @@ def _info(monitor: Monitor, text: str) -> Lines:
         counters: dict[str, int] = call("view", "counters")
         return [f"{name:<32}{value:>12}" for name, value in counters.items() if value]
     if what == "breaks":
-        return [f"{number}: {each}" for number, each in monitor.breaks.items()]
+        return [f"{number}: {each}" for number, each in monitor.breakpoints.items()]
     if what == "checkpoints":
         kept = [f"{number}: {position}" for number, position in monitor.timeline.kept().items()]
         return [*kept, f"and {len(monitor.timeline.checkpoints)} automatic ones"]

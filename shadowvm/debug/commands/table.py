@@ -6,7 +6,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from . import Command, Lines, info, look, points, run, travel
+from . import Command, Lines, calls, info, look, points, run, travel
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
@@ -43,6 +43,7 @@ def _quit(monitor: Monitor, _text: str) -> Lines:
 
 GROUPS: dict[str, dict[str, Command]] = {
     "running": run.COMMANDS,
+    "over calls": calls.COMMANDS,
     "time travel": travel.COMMANDS,
     "where to stop": points.COMMANDS,
     "looking": look.COMMANDS,

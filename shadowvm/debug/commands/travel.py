@@ -24,7 +24,7 @@ def _reverse_stepi(monitor: Monitor, text: str) -> Lines:
 
 def _reverse_continue(monitor: Monitor, _text: str) -> Lines:
     """reverse-continue, rc: to the last hit of a break before here"""
-    return monitor.stopped(monitor.timeline.back_to_break(list(monitor.breaks.values())))
+    return monitor.stopped(monitor.timeline.back_to_break(monitor.breakpoints.active()))
 
 
 def _seek(monitor: Monitor, text: str) -> Lines:
