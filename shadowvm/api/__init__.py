@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from ..errors import KvmError
 from ..kvm.dirty import ManualProtect
-from ..kvm.exit import ExitReason, KvmIo, KvmMmio, KvmRun
+from ..kvm.exit import ExitReason, InternalError, KvmIo, KvmMmio, KvmRun
 from ..kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from .host import Host
 from .vcpu import Regs, Segment, Sregs, TableRegister, Vcpu
@@ -28,6 +28,7 @@ __all__ = [
     "Capability",
     "ExitReason",
     "Host",
+    "InternalError",
     "Kvm",
     "KvmError",
     "KvmIo",

@@ -25,6 +25,15 @@ class ExitReason(IntEnum):
     MEMORY_FAULT = 39
 
 
+class InternalError(IntEnum):
+    """KVM_INTERNAL_ERROR_*, kvm_run.internal.suberror."""
+
+    EMULATION = 1
+    SIMUL_EX = 2
+    DELIVERY_EV = 3
+    UNEXPECTED_EXIT_REASON = 4
+
+
 @dataclass(slots=True)
 class KvmIo:
     """kvm_run.io: a port was written, or is read; then user space puts the answer into `data`."""
@@ -49,7 +58,7 @@ class KvmRun(NamedTuple):
     """The outcome of one Vcpu.run(). INTR: the instruction limit; SYSTEM_EVENT: a device ended the run.
 
     `errno` is negative when the host failed (-ENOMEM: no memory and no swap left), else 0. `io`, `mmio`: what the guest
-    asks of user space, if that is what answers its ports.
+    asks of user space, if that is what answers its ports. `suberror`: of an INTERNAL_ERROR that KVM has a number for.
     """
 
     exit_reason: ExitReason
@@ -57,3 +66,4 @@ class KvmRun(NamedTuple):
     errno: int = 0
     io: KvmIo | None = None
     mmio: KvmMmio | None = None
+    suberror: InternalError | None = None

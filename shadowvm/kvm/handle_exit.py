@@ -40,7 +40,7 @@ from ..x86 import (
 )
 from .cr import load_pdptrs
 from .emulate import emulate_mmio, emulate_write
-from .exit import ExitReason, KvmRun
+from .exit import ExitReason, InternalError, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_invlpg, exit_msr_read, exit_msr_write
 from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
@@ -124,7 +124,8 @@ def handle_ept_violation(vcpu: Vcpu) -> KvmRun | None:
 def _no_guest_table(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
     """One of the guest's own tables is where no memory is, which reads as not present; or it is in ROM."""
     if vcpu.slot_of_walk():
-        return KvmRun(ExitReason.INTERNAL_ERROR, f"gva {gva:#x}: a page table in ROM wants its A or D bit set")
+        text = f"gva {gva:#x}: a page table in ROM wants its A or D bit set"
+        return KvmRun(ExitReason.INTERNAL_ERROR, text, suberror=InternalError.EMULATION)
     engine = vcpu.engine
     error_code = PFERR_USER if engine.box[EXIT_USER] else 0
     if engine.box[EXIT_STORE]:
@@ -142,7 +143,17 @@ def _page_fault_done(vcpu: Vcpu, gva: Gva, ret: RetPf, interrupted: Event | None
         vcpu.engine.requeue(interrupted)
     if ret in _GO_ON:
         return None
+    if ret is RET_PF_EMULATE and interrupted is not None:
+        return _delivery_failed(vcpu, gva, interrupted)
     return page_fault_failed(vcpu, gva, ret)
+
+
+def _delivery_failed(vcpu: Vcpu, gva: Gva, event: Event) -> KvmRun:
+    """An event is delivered to, or by way of, where no memory is or only ROM: no instruction is there to emulate."""
+    what = "ROM" if vcpu.slot_of_walk() else "no memory"
+    gpa = vcpu.walker.gfn << PAGE_SHIFT | gva & 0xFFF
+    text = f"rip {vcpu.engine.rip:#x}: vector {event.vector:#x} is delivered, and gva {gva:#x}, gpa {gpa:#x}, is {what}"
+    return KvmRun(ExitReason.INTERNAL_ERROR, text, suberror=InternalError.DELIVERY_EV)
 
 
 def _emulate_mmio(vcpu: Vcpu, gva: Gva, *, rom: bool) -> KvmRun | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowvm.kvm.exit import ExitReason, InternalError, KvmRun
 from shadowvm.machine import Machine, Outcome, Reason
 from tests.guest_run import config_for
 from tests.tiny import EXIT, gate, write_tiny
@@ -71,6 +72,19 @@ def test_code_is_not_fetched_from_where_no_memory_is(tmp_path: Path) -> None:
     outcome, _ = run(tmp_path, "mov eax, 0xd0000000\njmp rax")
     assert outcome.reason is Reason.UNBACKED_MEMORY
     assert outcome.status == 127
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+@pytest.mark.parametrize("before", ["", "mov eax, [rsp]\n"], ids=["first touch", "mmio spte"])
+def test_an_event_is_not_delivered_to_where_no_memory_is(tmp_path: Path, mmu: str, before: str) -> None:
+    name = write_tiny(tmp_path, f"{gate(6)}mov esp, 0xd0000800\n{before}ud2\nhandler: xor eax, eax\n{EXIT}")
+    machine = Machine(config_for(name, mmu=mmu), lambda byte: None)
+    runs: list[KvmRun] = []
+    machine.sched.spawn("vcpu", lambda: runs.append(machine.vcpu.run()), vcpu=0)
+    machine.sched.run()
+    machine.close()
+    assert (runs[0].exit_reason, runs[0].suberror) == (ExitReason.INTERNAL_ERROR, InternalError.DELIVERY_EV)
+    assert "vector 0x6 is delivered, and gva 0xd00007f8, gpa 0xd00007f8, is no memory" in runs[0].text
 
 
 def test_devices_work_under_pressure(tmp_path: Path) -> None:

@@ -14,12 +14,12 @@ from shadowvm.kvm.exit import ExitReason, KvmMmio
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from shadowvm.kvm.mmu.spte import SPTE_HOST_WRITABLE
 from shadowvm.kvm.userspace_io import UserspaceIo
-from shadowvm.machine import Machine
+from shadowvm.machine import Machine, Reason
 from shadowvm.mm.mm_struct import mmap
 from shadowvm.mm.uaccess import copy_to_user
 from shadowvm.x86 import PT_WRITABLE
 from tests.kvm.test_memory_region import EXTRA, MIB, SLOT, machine_for, run_with
-from tests.tiny import EXIT
+from tests.tiny import EXIT, gate
 
 
 def add_rom(machine: Machine, contents: bytes = b"", size: int = MIB) -> Hva:
@@ -104,6 +104,17 @@ def test_page_tables_in_rom_are_read_and_get_no_accessed_bit(tmp_path: Path) -> 
     outcome = machine.run()
     machine.close()
     assert outcome.status == 0
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_an_event_is_not_delivered_to_a_stack_in_rom(tmp_path: Path, mmu: str) -> None:
+    source = f"{gate(6)}mov esp, {EXTRA + 0x800:#x}\nud2\nhandler: xor eax, eax\n{EXIT}"
+    machine = machine_for(tmp_path, source, mmu=mmu)
+    add_rom(machine)
+    outcome = machine.run()
+    machine.close()
+    assert outcome.reason is Reason.INTERNAL_ERROR
+    assert outcome.text.endswith("is ROM")
 
 
 def test_a_slot_is_read_only_for_ever(tmp_path: Path) -> None:
