@@ -60,6 +60,22 @@ class Tracepoint:
         return self.text % args if isinstance(self.text, str) else self.text(*args)
 
 
+class TraceClock:
+    """`ticks` moves whenever the number of retired instructions may be about to: once before each entry of a guest.
+
+    Between two ticks, and while no guest executes, virtual time stands still: a listener need not ask for it again.
+    """
+
+    __slots__ = ("ticks",)
+
+    def __init__(self) -> None:
+        self.ticks = 0
+
+
+trace_clock = TraceClock()
+"""That of all machines."""
+
+
 @contextmanager
 def attached(sink: Sink, tracepoints: Iterable[Tracepoint]) -> Iterator[None]:
     """`sink` listens to `tracepoints` inside the block."""

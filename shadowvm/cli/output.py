@@ -1,12 +1,15 @@
-"""Text files that a command writes results to. What goes wrong with them is the user's to mend: one line."""
+"""Files that a command writes results to. What goes wrong with them is the user's to mend: one line."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 from ..errors import ConfigError
+
+_AnyOutput = TypeVar("_AnyOutput", "Output", "BinaryOutput")
 
 
 class user_error:  # noqa: N801 - used as a function
@@ -47,10 +50,41 @@ class Output:
                 self._file.close()
 
 
+class BinaryOutput:
+    """A file of records whose errors are the user's. Each write reaches the system at once."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        with user_error(path):
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        with user_error(self.path):
+            while view:
+                view = view[self._file.write(view) :]
+
+    def close(self) -> None:
+        with user_error(self.path):
+            self._file.close()
+
+
 @contextmanager
 def output_file(path: str) -> Iterator[Output]:
-    """Open it; `-` is standard output."""
-    output = Output(path)
+    """Open a text file; `-` is standard output."""
+    with _closing(Output(path)) as output:
+        yield output
+
+
+@contextmanager
+def binary_file(path: str) -> Iterator[BinaryOutput]:
+    """Open a file of records."""
+    with _closing(BinaryOutput(path)) as output:
+        yield output
+
+
+@contextmanager
+def _closing(output: _AnyOutput) -> Iterator[_AnyOutput]:
     try:
         yield output
     except BaseException:

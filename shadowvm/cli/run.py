@@ -18,14 +18,17 @@ from ..errors import ConfigError, InvariantViolation, ModelBug, SwapIOError
 from ..guests import find_image
 from ..params import kvm_params, parse_kvm_params
 from .interrupt import interruptible
-from .output import Output, output_file, user_error
+from .output import BinaryOutput, Output, binary_file, output_file, user_error
 
 if TYPE_CHECKING:
     from ..lab.invariants import Sanitizer
     from ..machine import Machine, Outcome
     from ..trace.recorder import EventDigest
+    from ..trace.writer import TraceWriter
 
 EXIT_SWAP = 126
+_VARIES = frozenset(("wall_s", "tlb", "events", "events_sha256"))
+"""Results that are not those of the run, or differ between equal runs: not in a trace's tail."""
 DEFAULT = "tcp:127.0.0.1:1234"
 EXIT_VIOLATION = 127
 _FLAGS = (
@@ -48,7 +51,7 @@ _FLAGS = (
 )
 _REPORT_FLAGS = (
     ("--json", "FILE", None, "write the results as JSON; - for stdout"),
-    ("--trace", "FILE", None, "write every event as an ftrace line; - for stdout"),
+    ("--trace", "FILE", None, "write every event, for shadowvm trace; - for ftrace lines on stdout"),
 )
 
 
@@ -169,13 +172,15 @@ def main(args: argparse.Namespace) -> int:
 
     with ExitStack() as stack:
         report = stack.enter_context(output_file(args.json)) if args.json is not None else None
-        trace = stack.enter_context(output_file(args.trace)) if args.trace is not None else None
+        trace = _trace_output(stack, args.trace)
         if sys.stderr.isatty():
             cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
-        listeners = _attach(stack, machine, check, trace=trace)
+        listeners = _attach(stack, machine, check, trace=trace, digest=report is not None)
         outcome, results = _run(machine, listeners, started)
+        if listeners.trace is not None:
+            listeners.trace.tail = {name: value for name, value in results.items() if name not in _VARIES}
         with user_error("standard output"):
             sys.stdout.flush()
         if report is not None:
@@ -224,6 +229,7 @@ def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outco
 class _Listeners:
     digest: EventDigest | None = None
     sanitizer: Sanitizer | None = None
+    trace: TraceWriter | None = None
 
 
 class _Check(NamedTuple):
@@ -245,7 +251,15 @@ def _check_from_args(args: argparse.Namespace) -> _Check | None:
     return _Check(None if args.check_laws is None else parse_laws(args.check_laws), args.check_every)
 
 
-def _attach(stack: ExitStack, machine: Machine, check: _Check | None, *, trace: Output | None) -> _Listeners:
+def _trace_output(stack: ExitStack, path: str | None) -> Output | BinaryOutput | None:
+    if path is None:
+        return None
+    return stack.enter_context(output_file(path)) if path == "-" else stack.enter_context(binary_file(path))
+
+
+def _attach(
+    stack: ExitStack, machine: Machine, check: _Check | None, *, trace: Output | BinaryOutput | None, digest: bool
+) -> _Listeners:
     listeners = _Listeners()
     if check is None and trace is None:
         return listeners
@@ -253,11 +267,15 @@ def _attach(stack: ExitStack, machine: Machine, check: _Check | None, *, trace: 
     from ..lab.invariants.laws import BOTH, STATE, laws_seen  # noqa: PLC0415
     from ..trace.ftrace import FtraceWriter  # noqa: PLC0415
     from ..trace.recorder import EventDigest  # noqa: PLC0415
+    from ..trace.writer import TraceWriter  # noqa: PLC0415
 
-    if trace is not None or (check is not None and check.hears_everything):
+    if digest and (trace is not None or (check is not None and check.hears_everything)):
         listeners.digest = EventDigest(machine)
         stack.enter_context(listeners.digest.watching())
-    if trace is not None:
+    if isinstance(trace, BinaryOutput):
+        listeners.trace = TraceWriter(machine, trace)
+        stack.enter_context(listeners.trace.watching())
+    elif trace is not None:
         stack.enter_context(FtraceWriter(machine, trace).watching())
     if check is not None:
         laws = laws_seen(STATE if check.every else BOTH) if check.laws is None else check.laws

@@ -6,6 +6,7 @@ import ctypes
 import struct
 
 from ..errors import ConfigError
+from ..events import trace_clock
 from . import layout as lay
 from . import mailbox as mb
 
@@ -59,6 +60,7 @@ def restore(env: int, box: memoryview[int], state: bytes) -> None:
     _, *values, registers, mtrrs = LAYOUT.unpack(state)
     for word, value in zip(WORDS, values, strict=True):
         box[word] = value
+    trace_clock.ticks += 1
     ctypes.memmove(env, registers, lay.ENV_SAVED)
     ctypes.memmove(env + lay.ENV_MTRR, mtrrs, lay.MTRR_SIZE)
 

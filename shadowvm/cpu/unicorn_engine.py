@@ -20,6 +20,7 @@ from functools import cache
 from .. import x86
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gpa, Gva, Hpa, Pfn
 from ..errors import ModelBug
+from ..events import trace_clock
 from ..phys import Ram
 from . import context, registers, roots, selftest, start, step
 from . import layout as lay
@@ -36,15 +37,7 @@ from .native.cache import load as load_native
 from .nested_root import NestedPaging
 from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Registers, data_breakpoints
 from .segments import TableRegister
-from .setup import (
-    control,
-    cpuid,
-    hide_features,
-    limit_features,
-    map_hidden,
-    open_unicorn,
-    patch,
-)
+from .setup import control, cpuid, hide_features, limit_features, map_hidden, open_unicorn, patch
 from .smp import CodeShare, Suspects
 
 DR6_BS, DR7_GD = 1 << 14, 1 << 13
@@ -104,6 +97,7 @@ class UnicornEngine(Registers):
         box[_EXIT] = 0
         box[_VECTORING] = 0
         self.running = True
+        trace_clock.ticks += 1
         error = self._start(*self._start_arguments)
         self.running = False
         code = box[_EXIT]
@@ -170,6 +164,7 @@ class UnicornEngine(Registers):
         end = env[RIP] + box[mb.EXIT_INSN_LEN]
         env[RIP] = end if env[HFLAGS] & lay.HF_CS64_MASK else end & 0xFFFF_FFFF
         box[mb.BUDGET] = box[mb.BUDGET] - 1 & MASK64
+        trace_clock.ticks += 1
         env[HFLAGS] &= ~lay.HF_INHIBIT_IRQ_MASK
         if flags & RFLAGS_TF:
             self.trap_step()

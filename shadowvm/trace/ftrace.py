@@ -24,10 +24,13 @@ HEADER = """# tracer: nop
 
 def ftrace_line(task: Task, now: int, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str:
     """One line, without the newline. `now` is in instructions. CPU n is that of vCPU n's thread."""
+    return layout(task.name, task.pid, task.vcpu, now) + f": {tracepoint.name}: {tracepoint.format(args)}"
+
+
+def layout(task: str, pid: int, vcpu: int | None, now: int) -> str:
+    """What stands before the event's name."""
     seconds, nanoseconds = divmod(now, 10**9)
-    who = f"{task.name:>16}-{task.pid:<7}"
-    when = f"[{task.vcpu or 0:03d}] ..... {seconds:5d}.{nanoseconds:09d}"
-    return f"{who} {when}: {tracepoint.name}: {tracepoint.format(args)}"
+    return f"{task:>16}-{pid:<7} [{vcpu or 0:03d}] ..... {seconds:5d}.{nanoseconds:09d}"
 
 
 class TextSink(Protocol):

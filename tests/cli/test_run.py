@@ -280,7 +280,8 @@ def test_json_without_check_has_no_event_digest(capfd: Capture) -> None:
 def test_trace_has_the_layout_of_ftrace(capfd: Capture, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     assert run(capfd, "memtouch", "-append", "size=3M", "--host-memory", "2M", "--trace", str(trace))[0] == 0
-    lines = trace.read_text().splitlines()
+    assert main(["trace", str(trace)]) == 0
+    lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "# tracer: nop"
     events = [line for line in lines if not line.startswith("#")]
     layout = re.compile(r" *(.+)-(\d+) +\[\d{3}\] [^ ]{5} +(\d+\.\d{6,9}): ([a-z_0-9]+): .*")

@@ -1,0 +1,204 @@
+"""Records every event of a machine to a file of trace/format.py, in bounded memory.
+
+An event costs its tracepoint's call and two appends. Time and task are marked where they change: both stand still
+between two entries of the guest. A chunk is encoded, and written at once, when it is full; so a process that is
+killed leaves a file that is good up to its last whole chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from .. import __version__
+from ..errors import ModelBug
+from ..events import REGISTRY, Sink, Tracepoint, trace_clock
+from ..params import DEFAULT_PARAMS
+from .format import (
+    COUNTS,
+    EVENTS,
+    FILE_HEADER,
+    HEAD,
+    LISTS,
+    MAGIC,
+    STRUCTURES,
+    TAIL,
+    VERSION,
+    Kind,
+    encode_column,
+    encode_numbers,
+    flat_fields,
+    record,
+    to_json,
+)
+
+if TYPE_CHECKING:
+    from ..machine import Machine
+    from ..sync import Task
+
+CHUNK_EVENTS = 1 << 14
+"""Events of a full chunk, some 120 KiB."""
+CHUNK_LISTED = 1 << 16
+"""Or as many elements of lists."""
+_NEVER = -1
+
+
+class ByteSink(Protocol):
+    """Where records go, each in one write."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append all of the data."""
+
+
+class TraceWriter:
+    """Writes the events of a machine. tail: what the last record says beside the number of events."""
+
+    def __init__(self, machine: Machine, file: ByteSink) -> None:
+        self.tail: dict[str, Any] = {}
+        self.count = 0
+        self._machine = machine
+        self._file = file
+        self._tracepoints = list(REGISTRY.values())
+        self._columns = [flat_fields(each.fields) for each in self._tracepoints]
+        self._order: list[int] = []
+        self._rows: list[list[Any]] = [[] for _ in self._tracepoints]
+        self._marks: list[tuple[int, int, int]] = []
+        self._ticks = _NEVER
+        self._task: Task | None = None
+        self._listed = 0
+        self._known: set[int] = set()
+        self._tasks: dict[Task, int] = {}
+        self._strings: dict[str, int] = {}
+        self._prelude: dict[str, list[Any]] = {"tracepoints": [], "tasks": [], "strings": []}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Write the head, every event inside the block, and the tail, also if the block fails."""
+        self._file.write(FILE_HEADER.pack(MAGIC, VERSION) + record(HEAD, to_json(describe(self._machine))))
+        sinks = [self._sink(number) for number in range(len(self._tracepoints))]
+        for tracepoint, sink in zip(self._tracepoints, sinks, strict=True):
+            tracepoint.attach(sink)
+        try:
+            yield
+        finally:
+            for tracepoint, sink in zip(self._tracepoints, sinks, strict=True):
+                tracepoint.detach(sink)
+            self.flush()
+            self._file.write(record(TAIL, to_json({"events": self.count, **self.tail})))
+
+    def _sink(self, number: int) -> Sink:
+        """The listener of one tracepoint. Whatever it does is done for every event: it is as short as it can be."""
+        rows, order, sched, clock = self._rows[number], self._order, self._machine.sched, trace_clock
+        extend, append = rows.extend, order.append
+        tracepoint = self._tracepoints[number]
+
+        def sink(_tracepoint: Tracepoint, args: tuple[Any, ...]) -> None:
+            if clock.ticks != self._ticks or sched.current is not self._task:
+                self._mark()
+            append(number)
+            extend(args)
+            if len(order) >= CHUNK_EVENTS:
+                self.flush()
+
+        if not LISTS.isdisjoint(tracepoint.fields):
+            return lambda tracepoint, args: sink(tracepoint, self._copy_lists(args))
+        if tracepoint.fields[:1] and tracepoint.fields[0] in STRUCTURES:
+            take = STRUCTURES[tracepoint.fields[0]].take
+            return lambda tracepoint, args: sink(tracepoint, take(args[0]))
+        return sink
+
+    def _mark(self) -> None:
+        """Time or task are not what they were. While the guest executes, nobody says when time passes."""
+        machine = self._machine
+        loaded = machine.kvm.loaded
+        self._ticks = _NEVER if loaded is not None and loaded.engine.running else trace_clock.ticks
+        self._task = task = machine.sched.current
+        number = self._tasks.get(task)
+        if number is None:
+            number = self._tasks[task] = len(self._tasks)
+            self._prelude["tasks"].append((task.name, task.pid, task.vcpu))
+        self._marks.append((len(self._order), machine.instructions, number))
+
+    def _copy_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Others may change them; and long ones fill a chunk, too."""
+        copied = tuple(arg if isinstance(arg, (int, str)) else [int(each) for each in arg] for arg in args)
+        self._listed += sum(len(arg) for arg in copied if isinstance(arg, list))
+        if self._listed > CHUNK_LISTED:
+            self.flush()
+        return copied
+
+    def flush(self) -> None:
+        """Write what has not been written yet."""
+        count, self._listed = len(self._order), 0
+        if not count:
+            return
+        order = np.array(self._order, np.uint64)
+        present = np.flatnonzero(np.bincount(self._order)).tolist()
+        columns = [encode_numbers(Kind.UNSIGNED, order)]
+        columns += [self._encode(values) for values in zip(*self._marks, strict=True)]
+        for number in present:
+            columns += self._encode_rows(number)
+        prelude = self._take_prelude()
+        head = (len(prelude).to_bytes(4, "little"), prelude, COUNTS.pack(count, len(self._marks)))
+        self.count += count
+        self._order.clear()
+        self._marks.clear()
+        self._task = None
+        self._file.write(record(EVENTS, b"".join((*head, *columns))))
+
+    def _encode_rows(self, number: int) -> Iterator[bytes]:
+        """The columns of one tracepoint."""
+        rows, tracepoint, width = self._rows[number], self._tracepoints[number], len(self._columns[number])
+        if number not in self._known:
+            self._known.add(number)
+            self._prelude["tracepoints"].append((number, tracepoint.name, tracepoint.system, self._columns[number]))
+        if len(rows) != width * self._order.count(number):
+            raise ModelBug(f"{tracepoint.name} was hit with other arguments than {', '.join(tracepoint.fields)}")
+        for index in range(width):
+            yield self._encode(rows[index::width])
+        rows.clear()
+
+    def _encode(self, values: Any) -> bytes:
+        return encode_column(values, self._string)
+
+    def _string(self, text: str) -> int:
+        number = self._strings.get(text)
+        if number is None:
+            number = self._strings[text] = len(self._strings)
+            self._prelude["strings"].append(text)
+        return number
+
+    def _take_prelude(self) -> bytes:
+        """What has become known with this chunk."""
+        prelude, self._prelude = self._prelude, {name: [] for name in self._prelude}
+        return to_json(prelude) if any(prelude.values()) else b""
+
+
+def describe(machine: Machine) -> dict[str, Any]:
+    """What a reader of the trace wants to know of the machine: sizes in bytes, hvas and gpas as numbers."""
+    config = machine.config
+    plain = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "kvm_params"}
+    params = {each.name: getattr(config.kvm_params, each.name) for each in fields(config.kvm_params)}
+    return {
+        "shadowvm": __version__,
+        "guest": config.name,
+        "config": {
+            **plain,
+            "swap": config.swap_size,
+            "kvm_params": {name: value for name, value in params.items() if value != getattr(DEFAULT_PARAMS, name)},
+        },
+        "memslots": [
+            {
+                "id": slot.id,
+                "gpa": slot.base_gfn << 12,
+                "size": slot.npages << 12,
+                "hva": slot.userspace_addr,
+                "flags": slot.flags,
+            }
+            for slot in machine.kvm.memslots.slots
+        ],
+    }
