@@ -52,6 +52,7 @@ WITHOUT_TEST = {
     "debug/position.py": "debug/test_timeline.py",
     "debug/target.py": "debug/test_timeline.py",
     "debug/worker.py": "debug/test_timeline.py",
+    "trace/chunk.py": "trace/test_reader.py",
     "kvm/userspace_io.py": "api/test_vcpu.py",
     "kvm/mmu/leaf_walk.py": "flows/, lab/test_mutations.py and the guests",
     "kvm/inject.py": "kvm/test_intercept.py and flows/",

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from .. import __version__
 from ..errors import ModelBug
 from ..events import REGISTRY, Sink, Tracepoint, trace_clock
 from ..params import DEFAULT_PARAMS
@@ -184,7 +183,6 @@ def describe(machine: Machine) -> dict[str, Any]:
     plain = {each.name: getattr(config, each.name) for each in fields(config) if each.name != "kvm_params"}
     params = {each.name: getattr(config.kvm_params, each.name) for each in fields(config.kvm_params)}
     return {
-        "shadowvm": __version__,
         "guest": config.name,
         "config": {
             **plain,

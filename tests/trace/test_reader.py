@@ -15,7 +15,7 @@ from shadowvm.events import REGISTRY
 from shadowvm.guests import find_image
 from shadowvm.machine import Machine
 from shadowvm.trace.chunk import TraceEvent
-from shadowvm.trace.format import FILE_HEADER, MAGIC, RECORD_SIZE, VERSION, encode_column, find_column
+from shadowvm.trace.format import FILE_HEADER, MAGIC, RECORD_SIZE, VERSION
 from shadowvm.trace.ftrace import FtraceWriter, layout
 from shadowvm.trace.reader import Trace, open_trace
 from shadowvm.trace.writer import CHUNK_EVENTS, TraceWriter
@@ -50,7 +50,7 @@ def lines_of(trace: Trace) -> list[str]:
 def test_every_event_comes_back_as_it_was(recorded: tuple[Path, list[str]]) -> None:
     path, lines = recorded
     trace = open_trace(str(path))
-    assert CHUNK_EVENTS < len(lines)
+    assert len(lines) > CHUNK_EVENTS
     assert lines_of(trace) == lines
     assert trace.header["guest"] == "memtouch"
     assert trace.header["config"]["host_memory"] == 2 * MIB
@@ -81,7 +81,13 @@ def test_a_file_cut_anywhere_is_good_to_its_last_whole_chunk(recorded: tuple[Pat
     cut = tmp_path / "cut"
     chunks = [(offset, len(chunk.order)) for offset, chunk in open_trace(str(recorded[0]))._chunks()]
     (first, _), (second, events) = chunks[0], chunks[1]
-    for size, whole in ((first, 0), (second, 1), (second + 3, 1), (second + RECORD_SIZE + 99, 1), (len(data) - 1, 2)):
+    for size, whole in (
+        (first, 0),
+        (second, 1),
+        (second + 3, 1),
+        (second + RECORD_SIZE + 99, 1),
+        (len(data) - 1, len(chunks)),
+    ):
         cut.write_bytes(data[:size])
         trace = open_trace(str(cut))
         assert sum(1 for _ in trace.events()) == sum(count for _, count in chunks[:whole]) == trace.count
@@ -119,33 +125,3 @@ def test_what_is_no_trace_is_refused(data: bytes, complaint: str, tmp_path: Path
         open_trace(str(path))
     with pytest.raises(ConfigError, match="No such file"):
         open_trace(str(tmp_path / "none"))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0, 0, 0],
-        [1, 255, 256, 70000],
-        [(1 << 64) - 1, 0],
-        [(1 << 63) + 5, (1 << 63) + 6],
-        [-1, 5, 1 << 40],
-        [-(1 << 63), (1 << 63) - 1],
-        [-1, 1 << 63],
-        [1 << 70],
-        ["a", "b", "a"],
-        [[1, 2], []],
-        [None, 1, "x"],
-        [1.5],
-    ],
-)
-def test_columns_keep_their_values(values: list[object]) -> None:
-    strings: list[str] = []
-
-    def number_of(text: str) -> int:
-        strings.append(text)
-        return len(strings) - 1
-
-    data = encode_column(values, number_of) + b"more"
-    column = find_column(memoryview(data), 0, len(values))
-    assert column.values(strings) == values
-    assert column.size == len(data) - 4
