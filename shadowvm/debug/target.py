@@ -103,7 +103,7 @@ class Target:
         if where.between:
             while self.position.instructions < where.instructions or not self.position.between:
                 self._go(where.instructions, 0, breaks)
-                if self.outcome is not None:
+                if self.outcome is not None or self.stop.kind == "interrupt":
                     break
         elif self.position < where:
             self._go(0, where.events, breaks)

@@ -1,46 +1,41 @@
 """Going back: checkpoints on the way, and the run from the nearest one to where the user wants to be.
 
 A run is a pure function of its configuration, so the state at a position is what a rerun has there. Checkpoints are
-forks of the worker. There are at most `limit` of them; when there are more, every second one of the older half goes, so
-that they lie densely behind the present and thinly at the beginning.
+forks of the worker (checkpoints.py). A long way is run in slices: between two of them a checkpoint is made where there
+is none, and whoever interrupts is heard.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ConfigError
+from .checkpoints import DEFAULT_MEMORY, MAX_CHECKPOINTS, Checkpoint, Checkpoints
 from .position import Position, Stop
 from .target import Break, Target
 from .worker import Worker, start_worker
 
 CHECKPOINT_S = 0.3
 """Time to run between two checkpoints: going back takes about as long. No result depends on it."""
-FIRST_SLICE = 100_000
-MAX_CHECKPOINTS = 24
+FIRST_SLICE, SLICE_EVENTS = 100_000, 30_000
+"""Instructions of the first slice; each is as long as those before had time for. Events of any."""
 _START = Position(0, 0)
 
 
-class Checkpoint(NamedTuple):
-    """A frozen worker, and where it stands."""
-
-    position: Position
-    worker: Worker
-
-
 class Timeline:
-    """See the module. worker: the one that runs; said: bytes of the guest's output that were shown."""
+    """See the module. worker: the one that runs; poll: asked between slices whether to stop."""
 
-    def __init__(self, make: Callable[[], Target], limit: int = MAX_CHECKPOINTS) -> None:
+    def __init__(self, make: Callable[[], Target], limit: int = MAX_CHECKPOINTS, memory: int = DEFAULT_MEMORY) -> None:
         self.worker = start_worker(make)
-        self.limit = limit
         self.stop = Stop("start", _START)
         self.end: Position | None = None
-        self._checkpoints = [Checkpoint(_START, self.worker.fork())]
+        self._automatic = Checkpoints(Checkpoint(_START, self.worker.fork()), limit, memory)
         self._slice = FIRST_SLICE
         self._kept: dict[int, Checkpoint] = {}
+        self._running: Worker | None = None
+        self._interrupted = False
         self.poll: Callable[[], bool] | None = None
 
     @property
@@ -51,50 +46,62 @@ class Timeline:
     @property
     def checkpoints(self) -> list[Position]:
         """Where going back can start, in order."""
-        return [each.position for each in self._checkpoints]
+        return self._automatic.positions
 
     def call(self, method: str, *arguments: Any) -> Any:
         """Ask the target something that does not move it."""
         return self.worker.call(method, *arguments)
 
+    def interrupt(self) -> None:
+        """Stop what runs, as soon as possible; for signal handlers."""
+        self._interrupted = True
+        if self._running is not None:
+            self._running.interrupt()
+
+    def _run(self, worker: Worker, method: str, *arguments: Any) -> Any:
+        """A call that interrupt() reaches."""
+        self._running = worker
+        try:
+            return worker.call(method, *arguments)
+        finally:
+            self._running = None
+
     def go(self, until: int = 0, until_event: int = 0, breaks: Sequence[Break] = ()) -> Stop:
         """As Target.go(), with checkpoints on the way."""
-        while self.stop.kind != "exit":
-            here = self.position.instructions
-            end_of_slice = here + self._slice
-            began = time.monotonic()
-            stop = self.worker.call("go", min(until or end_of_slice, end_of_slice), until_event, breaks)
-            self._pace(time.monotonic() - began)
-            self._moved(stop)
-            asked = stop.kind != "instructions" or stop.position.instructions == until
-            if asked or (until and stop.position.instructions >= until):
-                break
-            self._checkpoint()
-            if self.poll is not None and self.poll():
-                self.stop = self.stop._replace(kind="interrupt")
-                break
+        self._interrupted = False
+        while self.stop.kind != "exit" and not self._slice_of(until, until_event, breaks) and self._goes_on():
+            pass
         return self.stop
 
-    def _pace(self, seconds: float) -> None:
+    def _slice_of(self, until: int, until_event: int, breaks: Sequence[Break]) -> bool:
+        """Run for a while; whether that came to what was asked for."""
+        here = self.position
+        last, last_event = here.instructions + self._slice, here.events + SLICE_EVENTS
+        arguments = (min(until or last, last), min(until_event or last_event, last_event), breaks)
+        began = time.monotonic()
+        self._moved(self._run(self.worker, "go", *arguments))
+        seconds, stop = time.monotonic() - began, self.stop
         if seconds > 2 * CHECKPOINT_S:
             self._slice = max(self._slice // 2, 1000)
-        elif seconds < CHECKPOINT_S / 2:
+        elif seconds < CHECKPOINT_S / 2 and stop.position.instructions >= last:
             self._slice *= 2
+        if stop.kind == "instructions":
+            return 0 < until <= stop.position.instructions
+        return stop.kind != "events" or stop.position.events == until_event
+
+    def _goes_on(self) -> bool:
+        """At the end of a slice that is not the last: make a checkpoint, and look for interrupts."""
+        if not self._automatic.has_near(self.position, self._slice // 2, SLICE_EVENTS // 2):
+            self._automatic.add(self.position, self.worker)
+        if self._interrupted or (self.poll is not None and self.poll()):
+            self.stop = self.stop._replace(kind="interrupt")
+            return False
+        return True
 
     def _moved(self, stop: Stop) -> None:
         self.stop = stop
         if stop.kind == "exit":
             self.end = stop.position
-
-    def _checkpoint(self) -> None:
-        if self._checkpoints[-1].position >= self.position:
-            return
-        self._checkpoints.append(Checkpoint(self.position, self.worker.fork()))
-        if len(self._checkpoints) > self.limit:
-            older = self._checkpoints[: self.limit // 2]
-            for each in older[1::2]:
-                each.worker.close()
-            self._checkpoints = older[::2] + self._checkpoints[self.limit // 2 :]
 
     def keep(self) -> int:
         """A checkpoint of the user's own, which stays; its number."""
@@ -113,14 +120,23 @@ class Timeline:
         self._kept.pop(number).worker.close()
 
     def go_to(self, where: Position) -> Stop:
-        """Stand at a position of this run, behind or ahead."""
+        """Stand at a position of this run, behind or ahead; elsewhere if it is interrupted."""
         if where < self.position or self.stop.kind == "exit":
             self._restore(self._nearest(where))
-        self._moved(self.worker.call("go_to", where))
+        self._interrupted = False
+        while self._is_far(where):
+            self._slice_of(0, 0, ())
+            if self.stop.kind not in ("instructions", "events") or not self._goes_on():
+                return self.stop
+        self._moved(self._run(self.worker, "go_to", where))
         return self.stop
 
+    def _is_far(self, where: Position) -> bool:
+        here = self.position
+        return here.instructions + self._slice < where.instructions or here.events + SLICE_EVENTS < where.events
+
     def _nearest(self, where: Position) -> Checkpoint:
-        candidates = [*self._checkpoints, *self._kept.values()]
+        candidates = [self._automatic.nearest(where), *self._kept.values()]
         return max((each for each in candidates if each.position <= where), key=lambda each: each.position)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -130,16 +146,9 @@ class Timeline:
 
     def back(self, instructions: int) -> Stop:
         """As many instructions back, or to the start."""
-        here = self.position
-        at = max(here.instructions - instructions, 0)
-        return self._stand_at_instruction(at)
-
-    def _stand_at_instruction(self, at: int) -> Stop:
-        self._restore(self._nearest(Position(at, 0)))
-        if at == 0:
-            return self.stop
-        self._moved(self.worker.call("go", at))
-        return self.stop
+        at = Position(max(self.position.instructions - instructions, 0), 0)
+        self._restore(self._nearest(at))
+        return self.go_to(at)
 
     def back_event(self, events: int = 1) -> Stop:
         """To the event before, or to the start."""
@@ -148,30 +157,32 @@ class Timeline:
 
     def seek_event(self, wanted: int) -> Stop:
         """Stand inside event `wanted`, behind or ahead; at the start if it is 0 or less."""
-        before = [each for each in self._checkpoints if each.position.events < wanted]
         if wanted <= self.position.events or self.stop.kind == "exit":
-            self._restore(before[-1] if before else self._checkpoints[0])
-        if wanted > 0:
-            self._moved(self.worker.call("go", 0, wanted))
-        return self.stop
+            self._restore(self._automatic.before_event(wanted))
+        return self.go(until_event=wanted) if wanted > 0 else self.stop
 
     def back_to_break(self, breaks: Sequence[Break]) -> Stop | None:
         """To the last hit of a break before this position; None, and at the start, if there was none."""
         end = self.position
-        for checkpoint in reversed([each for each in self._checkpoints if each.position < end]):
+        self._interrupted = False
+        for checkpoint in reversed(self._automatic.before(end)):
             scout = checkpoint.worker.fork()
-            hit: Stop | None = scout.call("last_hit", end, breaks)
+            hit: Stop | None = self._run(scout, "last_hit", end, breaks)
             scout.close()
+            if self._interrupted or (self.poll is not None and self.poll()):
+                self.stop = self.stop._replace(kind="interrupt")
+                return self.stop
             if hit is not None:
                 self.go_to(hit.position)
                 self.stop = hit
                 return hit
             end = checkpoint.position
-        self._restore(self._checkpoints[0])
+        self._restore(self._automatic.first)
         return None
 
     def close(self) -> None:
         """End every process."""
-        for each in (*self._checkpoints, *self._kept.values()):
+        self._automatic.close()
+        for each in self._kept.values():
             each.worker.close()
         self.worker.close()

@@ -15,6 +15,7 @@ import socket
 import struct
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..errors import ModelBug, ShadowvmError
@@ -56,7 +57,7 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
 
 
 class Worker(NamedTuple):
-    """A worker as its user sees it. pid: 0 for one that was forked by another worker."""
+    """A worker as its user sees it."""
 
     sock: socket.socket
     pid: int
@@ -89,7 +90,8 @@ class Worker(NamedTuple):
 
     def interrupt(self) -> None:
         """Stop a run as soon as possible."""
-        os.kill(self.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGINT)
 
     def close(self) -> None:
         """End the process."""
@@ -101,12 +103,18 @@ def start_worker(make: Callable[[], Target]) -> Worker:
     ours, theirs = socket.socketpair()
     pid = os.fork()
     if pid == 0:
-        ours.close()
+        _close_all_but(theirs.fileno())
         _child(theirs, make)
     theirs.close()
     worker = Worker(ours, pid)
     worker.result()
     return worker
+
+
+def _close_all_but(descriptor: int) -> None:
+    """The other workers, whose sockets the parent has, are to end when it closes these."""
+    os.closerange(3, descriptor)
+    os.closerange(descriptor + 1, 4096)
 
 
 def _child(sock: socket.socket, make: Callable[[], Target]) -> None:
@@ -123,7 +131,7 @@ def _child(sock: socket.socket, make: Callable[[], Target]) -> None:
         send(sock, ("ok", None))
         while True:
             sock = _serve_one(sock, target)
-    except Gone:
+    except (Gone, KeyboardInterrupt):
         pass
     except BaseException:
         traceback.print_exc()

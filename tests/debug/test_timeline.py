@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Timer
 from typing import Any, NamedTuple
 
 import pytest
 
 from shadowvm.config import MIB
+from shadowvm.debug import timeline as timeline_module
 from shadowvm.debug.position import Position
 from shadowvm.debug.target import Target
 from shadowvm.debug.timeline import Timeline
@@ -26,7 +28,13 @@ RUNS: dict[str, dict[str, Any]] = {
         "smp": 2,
         "host_memory": 4 * MIB,
     },
-    "smp-counter": {"guest": "smp-counter", "append": "", "smp": 2, "host_memory": 3 * MIB, "seed": 3},
+    "smp-counter": {
+        "guest": "smp-counter",
+        "append": "count=200 locked=20 pages=450",
+        "smp": 2,
+        "host_memory": 2304 << 10,
+        "seed": 3,
+    },
 }
 
 
@@ -113,11 +121,42 @@ def test_a_break_is_found_backwards(timeline_of: Callable[..., Timeline]) -> Non
     while (stop := timeline.go(breaks=breaks)).kind == "point":
         hits.append((stop.position, stop.text))
     assert len(hits) > 100
-    for position, text in reversed(hits[-20:]):
+    for position, text in reversed(hits[-6:]):
         stop = timeline.back_to_break(breaks)  # type: ignore[assignment]
         assert (stop.position, stop.text) == (position, text)
     assert timeline.back_to_break([At("kvm_inj_virq")]) is None
     assert timeline.position == Position(0, 0)
+
+
+def test_checkpoints_change_nothing(timeline_of: Callable[..., Timeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for limit, memory, first, events in ((24, 1 << 30, 1000, 400), (1, 0, 100_000, 30_000)):
+        monkeypatch.setattr(timeline_module, "FIRST_SLICE", first)
+        monkeypatch.setattr(timeline_module, "SLICE_EVENTS", events)
+        monkeypatch.setattr(timeline_module, "CHECKPOINT_S", 1000)
+        timeline = Timeline(target_of, limit=limit, memory=memory)
+        timeline.go(until=600_000)
+        assert (len(timeline.checkpoints) > 10) == (limit > 1)
+        found.append((timeline.position, timeline.call("state_hash")))
+        timeline.seek_event(5000)
+        found.append((timeline.position, timeline.call("state_hash")))
+        timeline.close()
+    assert found[:2] == found[2:]
+
+
+def test_a_run_and_a_way_back_can_be_interrupted(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of()
+    for move in (timeline.go, lambda: timeline.back_to_break([At("kvm_inj_virq")])):
+        timer = Timer(0.05, timeline.interrupt)
+        timer.start()
+        stop = move()
+        timer.join()
+        assert stop is not None
+        assert stop.kind == "interrupt"
+        here, state = timeline.position, timeline.call("state_hash")
+        timeline.back(10)
+        timeline.go_to(here)
+        assert (timeline.position, timeline.call("state_hash")) == (here, state)
 
 
 def test_a_checkpoint_of_the_users_stays(timeline_of: Callable[..., Timeline]) -> None:
