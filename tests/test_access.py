@@ -57,7 +57,7 @@ def checked(guest: str, append: str, host_memory: int) -> bytes:
 
 
 @pytest.mark.parametrize("host_memory", [4 * MIB, 2 * MIB], ids=["4M", "2M"])
-@pytest.mark.parametrize(("guest", "step"), [(FOUR, 3001), (FIVE, 5003), (TWO, 4001), (PAE, 12007)])
+@pytest.mark.parametrize(("guest", "step"), [(FOUR, 12007), (FIVE, 20011), (TWO, 8009), (PAE, 24007)])
 def test_little_memory_changes_nothing(guest: tuple[str, str], step: int, host_memory: int) -> None:
     append = f"{guest[1]} step={step} churn=2"
     assert checked(guest[0], append, host_memory) == with_plenty(guest[0], append)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 RUNS = {
-    "memtouch": ("memtouch", "size=3M"),
-    "ptchurn": ("ptchurn", "pages=512 rounds=1 switches=8"),
-    "demand": ("demand", "size=1M shared=512k"),
+    "memtouch": ("memtouch", "size=2M"),
+    "ptchurn": ("ptchurn", "pages=384 rounds=1 switches=2"),
+    "demand": ("demand", "size=768k shared=512k"),
 }
 SAME = (
     "events",

@@ -44,7 +44,7 @@ REMAPPED = Guest("tiny", source=tiny.REMAPPED_PAGE, kvm="unsync=0")
 ROOT_ZAPPED = Guest("tiny", source=tiny.ODD_STORE_TO_ROOT)
 CR3_LOADED = Guest("tiny", source=tiny.REDIRECTED_CR3)
 PGE_FLUSHED = Guest("tiny", source=tiny.REDIRECTED_PGE)
-SHOOTDOWN = Guest("smp-shootdown", smp=2)
+SHOOTDOWN = Guest("smp-shootdown", "pages=512 changes=96", smp=2)
 TOGETHER = Guest("tiny", source=touch_together(2, 544), smp=2)
 TOGETHER_PREEMPTED = TOGETHER._replace(seed=4)
 
