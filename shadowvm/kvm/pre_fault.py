@@ -58,6 +58,8 @@ def kvm_tdp_map_page(vcpu: Vcpu, gpa: Gpa) -> int:
         ret = kvm_tdp_page_fault(vcpu, gpa, 0)
         if ret is not RET_PF_RETRY:
             break
+        # Whoever stands in the way must come on.
+        vcpu.sched.cond_resched()
     if ret is RET_PF_EMULATE:
         return errno.ENOENT
     return -ret if ret < 0 else 0

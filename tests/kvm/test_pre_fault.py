@@ -8,14 +8,21 @@ from typing import Any
 
 import pytest
 
-from shadowvm.addr import PAGE_SIZE, Gfn, Gpa
+from shadowvm.addr import PAGE_SIZE, Gfn, Gpa, Hva
 from shadowvm.config import MIB
 from shadowvm.errors import KvmError
+from shadowvm.events import Tracepoint, attached, kvm_mmu_seq_sample
 from shadowvm.kvm.memslot import KVM_MEMSLOT_INVALID
 from shadowvm.kvm.mmu.mmio_spte import get_mmio_spte_gfn, is_mmio_spte
 from shadowvm.kvm.pre_fault import kvm_vcpu_pre_fault_memory
 from shadowvm.mm.mm_struct import mmap
-from tests.kvm.mmu.nested_cpu import cpus_of, make_vm
+from shadowvm.mm.mmu_notifier import (
+    MmuNotifierEvent,
+    MmuNotifierRange,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
+from tests.kvm.mmu.nested_cpu import cpus_of, hva_of, make_vm
 from tests.kvm.test_memory_region import machine_for
 from tests.tiny import EXIT
 
@@ -56,6 +63,28 @@ def test_it_goes_as_far_as_there_is_memory(tdp_mmu: int) -> None:
     assert on_host(kvm, lambda: kvm_vcpu_pre_fault_memory(cpu, Gpa(4 * MIB - 0x3000), 0x10000)) == 0x3000
     refused = on_host(kvm, lambda: kvm_vcpu_pre_fault_memory(cpu, Gpa(4 * MIB), 0x1000))
     assert refused.errno == errno.ENOENT
+
+
+@MODES
+def test_whoever_holds_it_off_comes_on_meanwhile(tdp_mmu: int) -> None:
+    """The page is being invalidated by a task that has given way."""
+    kvm = make_vm(tdp_mmu=tdp_mmu)
+    cpu = cpus_of(kvm)[0]
+    start = hva_of(kvm, 0x10000)
+
+    def invalidate() -> None:
+        range_ = MmuNotifierRange(kvm.mm, start, Hva(start + PAGE_SIZE), MmuNotifierEvent.CLEAR)
+        mmu_notifier_invalidate_range_start(range_)
+        kvm.mm.host.sched.preempt()
+        mmu_notifier_invalidate_range_end(range_)
+
+    def give_up(_tracepoint: Tracepoint, _args: tuple[Any, ...]) -> None:
+        assert cpu.stat.pf_taken < 100, "it never lets go of the CPU"
+
+    kvm.mm.host.sched.spawn("invalidate", invalidate)
+    with attached(give_up, (kvm_mmu_seq_sample,)):
+        assert on_host(kvm, lambda: kvm_vcpu_pre_fault_memory(cpu, Gpa(0x10000), PAGE_SIZE)) == PAGE_SIZE
+    assert cpu.stat.pf_taken == 2
 
 
 def test_a_slot_that_is_going_is_asked_for_again_later() -> None:

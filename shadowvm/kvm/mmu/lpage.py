@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...addr import Gfn
-from ...errors import ModelBug
+from ...errors import InvariantViolation, ModelBug
 from ...mm.huge import host_pfn_mapping_level
 from ...x86 import PFERR_FETCH, PT_PAGE_SIZE
 from ..memslot import KVM_MEM_LOG_DIRTY_PAGES
@@ -47,7 +47,8 @@ def kvm_mmu_gfn_allow_lpage(slot: MemSlot, gfn: Gfn) -> None:
 def is_lpage_disallowed(slot: MemSlot, gfn: Gfn) -> bool:
     """Whether the slot, in which `gfn` is, has a reason against a large spte over it."""
     if not slot.base_gfn <= gfn < slot.end_gfn:
-        raise ModelBug(f"lpage_info of memory slot {slot.id} is read for gfn {gfn:#x}, which is outside of it")
+        text = f"lpage_info of memory slot {slot.id} is read for gfn {gfn:#x}, which is outside of it"
+        raise InvariantViolation(text, "I29")
     return not slot.is_congruent or gfn >> 9 in slot.disallow_lpage
 
 

@@ -21,6 +21,8 @@ HOST_PORT = 0x5648
 
 P, W, U, A, D, PS = 1, 2, 4, 0x20, 0x40, 0x80
 NX = -1 << 63
+RET = 0xC3
+"""The instruction."""
 KERNEL = P | W | A
 """Rights of a link."""
 DATA = P | W | A | D
@@ -55,6 +57,10 @@ class Code:
     def far_load(self, address: int) -> Code:
         """mov rdi, address; mov rax, [rdi]."""
         return self._add("48bf", address, address >> 32)._add("488b07")
+
+    def call(self, address: int) -> Code:
+        """mov eax, address; call rax."""
+        return self._add("b8", address)._add("ffd0")
 
     def reload_cr3(self) -> Code:
         """mov rax, cr3; mov cr3, rax."""

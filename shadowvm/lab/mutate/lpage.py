@@ -13,6 +13,7 @@ from ...machine import Machine
 from ...mm import huge
 from ...mm.khugepaged import collapse_huge_page
 from ...mm.mm_struct import madvise_dontneed, mmap
+from ...mm.uaccess import copy_from_user
 from . import host
 from .guest import DATA, KERNEL, PD, Code
 from .host import EXTRA, EXTRA_SLOT
@@ -29,6 +30,12 @@ def add_slot(machine: Machine, skip: int = 0, skew: int = 0) -> None:
     hva = mmap(machine.mm, 2 * HUGE_PAGE_SIZE)
     gpa = Gpa(EXTRA + skip)
     machine.kvm.set_user_memory_region(EXTRA_SLOT, gpa, HUGE_PAGE_SIZE - skip, Hva(hva + skip + skew))
+
+
+def add_slot_of_small_pages(machine: Machine) -> None:
+    """The same, where only khugepaged would make a huge page: the page of zeros is mapped there already."""
+    add_slot(machine)
+    copy_from_user(machine.mm, host.hva_of(machine, EXTRA + 0x8000), 1)
 
 
 def log_on_and_off(machine: Machine) -> None:
@@ -147,6 +154,19 @@ MUTATIONS = (
             Code().store(EXTRA + 0x9000, 1).host(0).exit(),
             config=CONFIG,
             prepare=add_slot,
+            actions=(log_on_and_off,),
+        ),
+    ),
+    Mutation(
+        "lpage-info-outside-of-slot",
+        "c3da7ea316ff",
+        "the end of a log looks up a large page that begins below its slot, in an array that has nothing for it",
+        ("I29",),
+        (Edit(split.kvm_mmu_recover_huge_pages, "slot.base_gfn <= sp.gfn < slot.end_gfn and ", ""),),
+        Scenario(
+            Code().store(EXTRA + 0x9000, 1).host(0).expect(EXTRA + 0x9000, 1).exit(),
+            config=CONFIG,
+            prepare=partial(add_slot, skip=0x4000),
             actions=(log_on_and_off,),
         ),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...kvm.mmu import page_fault, page_track, shadow
+from ...kvm.mmu import page_fault, page_track, role, shadow
 from ...kvm.mmu.spte import make_spte
 from ...machine import Machine
 from .guest import CR0_WP, DATA, KERNEL, NX, PAGE, PAGE_PDE, PD, PDPT, PML4, PS, TABLE, A, Code, D, P, U, W
@@ -47,6 +47,22 @@ USER_PAGE = Scenario(
     .exit()
 )
 """With CR0.WP = 0 the kernel stores to a page that is read-only, and the user's."""
+
+WP_TOGGLED = Scenario(
+    Code()
+    .store(TABLE, PAGE | P | A | D)
+    .store(PAGE_PDE, TABLE | KERNEL)
+    .reload_cr3()
+    .cr0(clear=CR0_WP)
+    .store(PAGE, 7)
+    .cr0(put=CR0_WP)
+    .load(PAGE)
+    .cr0(clear=CR0_WP)
+    .store(PAGE, 8)
+    .expect(PAGE, 8)
+    .exit()
+)
+"""The kernel stores to its own read-only page with CR0.WP = 0, and sets it again."""
 
 DATA_PAGE = Scenario(
     Code().store(TABLE, PAGE | DATA | NX).store(PAGE_PDE, TABLE | KERNEL).reload_cr3().store(PAGE, 7).exit()
@@ -115,6 +131,14 @@ MUTATIONS = (
             ),
         ),
         USER_PAGE,
+    ),
+    Mutation(
+        "cr0-wp-not-in-role",
+        "69325a122580",
+        "CR0.WP is set, and the sptes and shadow pages of before go on, in which the kernel may write what is read-only",
+        ("I23", "I22"),
+        (Edit(role.kvm_calc_cpu_role, "cr0 & CR0_WP", "True"),),
+        WP_TOGGLED,
     ),
     Mutation(
         "torn-spte",

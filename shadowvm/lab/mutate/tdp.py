@@ -168,7 +168,7 @@ RECYCLED = _nested(Scenario(_store_far_apart(), config={"memory": 160 << 20}), t
 MUTATIONS = (
     Mutation(
         "tdp-yield-without-flush",
-        "048f49809c52",
+        "a835429cda91",
         "a zap that lets others have mmu_lock forgets that it owes a flush for what it has zapped so far",
         ("I16",),
         (Edit(tdp_mmu.tdp_mmu_iter_cond_resched, "        kvm.flush_remote_tlbs()\n", "        pass\n"),),
