@@ -135,7 +135,7 @@ MUTATIONS = (
     Mutation(
         "cr0-wp-not-in-role",
         "69325a122580",
-        "CR0.WP is set, and the sptes and shadow pages of before go on, in which the kernel may write what is read-only",
+        "CR0.WP is set, and sptes of before go on, with which the kernel may write what is read-only",
         ("I23", "I22"),
         (Edit(role.kvm_calc_cpu_role, "cr0 & CR0_WP", "True"),),
         WP_TOGGLED,
