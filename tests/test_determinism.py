@@ -15,7 +15,7 @@ import pytest
 RUNS = {
     "memtouch": ("memtouch", "size=2M"),
     "ptchurn": ("ptchurn", "pages=384 rounds=1 switches=2"),
-    "demand": ("demand", "size=768k shared=512k"),
+    "demand": ("demand", "size=1M shared=512k"),
 }
 SAME = (
     "events",

@@ -372,7 +372,7 @@ def test_wild_guest_ends_in_an_orderly_way(name: str, capfd: Capture, tmp_path: 
     source, wanted, reason = WILD[name]
     guest = write_tiny(tmp_path, source)
     report = tmp_path / "report.json"
-    args = ("--check", "--timeout-instructions", "100000", "--host-memory", "2M", "--json", str(report))
+    args = ("--check", "--timeout-instructions", "10000", "--host-memory", "2M", "--json", str(report))
     status, out, err = run(capfd, guest, *args)
     found = json.loads(report.read_text())
     assert found["violations"] == []
