@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowvm import machine
 from shadowvm.cli.main import main
 from tests.tiny import EXIT, ORIGIN, assemble, elf, gate, write_tiny
 
@@ -368,8 +369,11 @@ WILD = {
 
 
 @pytest.mark.parametrize("name", WILD)
-def test_wild_guest_ends_in_an_orderly_way(name: str, capfd: Capture, tmp_path: Path) -> None:
+def test_wild_guest_ends_in_an_orderly_way(
+    name: str, capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, wanted, reason = WILD[name]
+    monkeypatch.setattr(machine, "MAX_IDLE_DEADLINES", 1000)  # timer ticks that wake nobody, until it is for ever
     guest = write_tiny(tmp_path, source)
     report = tmp_path / "report.json"
     args = ("--check", "--timeout-instructions", "10000", "--host-memory", "2M", "--json", str(report))
