@@ -44,6 +44,7 @@ class Arrays:
             (mb.GRANTED, mb.UNLIMITED),
             (mb.SINGLE, MASK64),
             (mb.WATCH_ALONE, MASK64),
+            (mb.WATCH_PAGE_BEFORE, 1),
             (mb.ROOT, roots.NO_ROOT),
             (mb.ROOT_LEVEL, 4),
             (mb.KEY_CR3, roots.NO_CR3),

@@ -59,6 +59,9 @@ FN_STORE16 = _next()
 FN_STORE32 = _next()
 FN_NESTED_WALK = _next()
 FN_READ_CODE = _next()
+FN_MARKED = _next()
+FN_FILLED = _next()
+FN_UNMARK = _next()
 
 # The last exit.
 EXIT = _next()
@@ -214,6 +217,30 @@ for _ in range(MAX_BREAKS - 1):
     _next()
 BREAK_PASSED = _next()
 """The breakpoint that lets the next execution of its instruction pass; -1 for none."""
+NR_WATCHPOINTS = _next()
+"""How many debugger's watchpoints are set: the first rows of WATCHPOINTS, see native/watch.py."""
+MAX_WATCHPOINTS = 32
+WATCHPOINT_WORDS = 3
+WATCHPOINTS = _next()
+"""Rows of WATCH_* bits, first address and address behind the last one."""
+for _ in range(WATCHPOINT_WORDS * MAX_WATCHPOINTS - 1):
+    _next()
+WATCH_READS, WATCH_WRITES, WATCH_PHYSICAL = 1, 2, 4
+"""At which accesses; the addresses are host-physical, else linear."""
+WATCH_DEVICE = 1 << 62
+"""Added to the guest-physical address of a page without memory, to make it a host-physical one."""
+WATCHPOINT_HITS = _next()
+"""A bit for each row that the instruction before RIP, or a delivery, has hit."""
+WATCH_SUSPECT = _next()
+"""The last exit, DEBUG, is before an instruction that seems to hit."""
+WATCH_PASSING = _next()
+"""It is being done: hits are no exits."""
+WATCH_PAGE_BEFORE = _next()
+"""A page that is watched too, as a load that begins there may reach into a watched one; 1 for none."""
+WATCH_LAST_VA = _next()
+WATCH_LAST_END = _next()
+WATCH_LAST_BACK = _next()
+"""The last access to a watched page: addresses, return address."""
 WATCHED = _next()
 """How many data breakpoints DR7 has on."""
 WATCH_HITS = _next()

@@ -69,6 +69,9 @@ OWN_CALLS = {
     mb.FN_READ_CODE: "code_at",
     mb.FN_WRITABLE_CODE: "writable_code",
     mb.FN_WATCHED_ACCESS: "watched_access",
+    mb.FN_MARKED: "watch_marked",
+    mb.FN_FILLED: "watch_filled",
+    mb.FN_UNMARK: "watch_unmark",
 }
 """Native functions of ours that others call when things get slow."""
 HOOKS = (

@@ -39,6 +39,7 @@ from .registers import CR2, DR6, DR7, EFLAGS, HFLAGS, MASK64, RFLAGS_TF, RIP, Re
 from .segments import TableRegister
 from .setup import control, cpuid, hide_features, limit_features, map_hidden, open_unicorn, patch
 from .smp import CodeShare, Suspects
+from .watchpoints import Watchpoints
 
 DR6_BS, DR7_GD = 1 << 14, 1 << 13
 # Every exit needs these: one lookup less each.
@@ -71,6 +72,7 @@ class UnicornEngine(Registers):
         self.controls = Controls(self._env_address, self.box, hidden, base)
         self.nested = NestedPaging(self.box)
         self.breakpoints = Breakpoints(self.box, arrays.empty_tb_cache)
+        self.watchpoints = Watchpoints(self.box, arrays.mailbox.address, self._native.address)
         self.suspects = Suspects(self.box)
         self.code_share: CodeShare | None = None
         self._mmio = Mmio(self.box, self._handler_raised)
@@ -355,6 +357,7 @@ class UnicornEngine(Registers):
 
     def flush_page(self, va: Gva) -> None:
         """Drop one page from the TLB."""
+        self.watchpoints.before_flush(va)
         self._lib.tlb_flush_page(self._cpu, va)
 
     def may_cache(self, pfn: Pfn) -> bool:

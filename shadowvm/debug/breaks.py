@@ -59,6 +59,34 @@ class AddressBreak(NamedTuple):
         return f"break *{self.address:#x}"
 
 
+class MemoryWatch(NamedTuple):
+    """After an instruction of the guest that accesses memory: `size` bytes from an address on that is a gva (in any
+    address space), a gpa, an hva of the VM's process, or in host memory ("pfn").
+
+    access: r, w or rw. undo: gdb's way back, which ends before the instruction, so that its store is undone.
+    """
+
+    number: int
+    space: str
+    address: int
+    size: int
+    access: str = "w"
+    undo: bool = False
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """None: the CPU itself stops."""
+        return ()
+
+    def hit(self, _target: Target, _tracepoint: Tracepoint, _args: tuple[Any, ...]) -> str | None:
+        """Never by an event."""
+        return None
+
+    def __str__(self) -> str:
+        if self.space == "pfn":
+            return f"watch pfn {self.address >> PAGE_SHIFT:#x} {self.access}"
+        return f"watch {self.space} {self.address:#x} {self.size} {self.access}"
+
+
 class Watch(NamedTuple):
     """At a change of what `kind` names: spte (of a gfn), sptep (at an hpa), pte (of an hva), or page (a pfn comes and
     goes)."""

@@ -89,7 +89,7 @@ class Monitor:
         lines.append(f"{why}{number}{where} at {stop.position}")
         if stop.text:
             lines.append(f"  {stop.text}")
-        elif stop.kind in ("instructions", "interrupt", "breakpoint"):
+        elif stop.kind in ("instructions", "interrupt", "breakpoint", "watchpoint"):
             lines += [f"  {text}" for text in self.timeline.call("view", "disassembly", 1, None, stop.vcpu)]
         return lines
 

@@ -24,7 +24,8 @@ class Stop(NamedTuple):
     """Why a machine stands still. kind: instructions, events, point, breakpoint, watchpoint, interrupt or exit.
 
     text: what to tell the user; vcpu: the CPU that runs there, None for a host thread of another kind; task: that
-    thread. number: of the break that was hit.
+    thread. number: of the break that was hit. pc: linear address of the next instruction, at breakpoints and
+    watchpoints. began: instructions before the one that hit a watchpoint, if it is to be undone.
     """
 
     kind: str
@@ -33,3 +34,5 @@ class Stop(NamedTuple):
     vcpu: int | None = None
     task: str = ""
     number: int | None = None
+    pc: int | None = None
+    began: int | None = None

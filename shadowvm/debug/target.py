@@ -19,13 +19,15 @@ import greenlet
 from ..cpu.context import without_history
 from ..cpu.engine import CpuExit
 from ..events import REGISTRY, Tracepoint, attached
-from .breaks import AddressBreak
+from .breaks import AddressBreak, MemoryWatch
 from .position import Position, Stop
 from .story import Happened
 from .views import VIEWS
+from .watching import Watching
 
 if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
+    from ..kvm.vm import Kvm
     from ..machine import Machine, Outcome
 
 HISTORY = 4096
@@ -58,6 +60,8 @@ class Target:
         self.stop = Stop("start", Position(0, 0))
         self._until = 0
         self._until_event = 0
+        self._least_event = 0
+        self._watching = Watching(self.machine)
         self._breaks: dict[Tracepoint, list[Break]] = {}
         self._addresses: dict[int, int] = {}
         self._passed: dict[int, tuple[int, int]] = {}
@@ -94,15 +98,28 @@ class Target:
     def last_hit(self, until: Position, breaks: Sequence[Break]) -> Stop | None:
         """Run to a position without stopping at breaks; the last hit before it."""
         hits: list[Stop] = []
-        self._on_hit = lambda stop: hits.__setitem__(slice(None), [stop]) if stop.position < until else None
+        self._on_hit = lambda stop: hits.__setitem__(slice(None), [stop]) if _is_before(stop, until) else None
         self.go_to(until, breaks)
         return hits[0] if hits else None
+
+    def stand_at_hit(self, hit: Stop) -> Stop:
+        """Go to a hit of this run, which lies ahead. Delivery of an event takes no instruction: the position may be
+        that before it as well."""
+        if hit.began is not None:
+            return self.go_to(Position(hit.began, 0))
+        self.go_to(hit.position)
+        if hit.pc is not None and self.machine.vcpus[hit.vcpu or 0].engine.linear_rip != hit.pc:
+            self.go(breaks=[AddressBreak(0, hit.pc)])
+        self.stop = hit
+        return hit
 
     def go_to(self, where: Position, breaks: Sequence[Break] = ()) -> Stop:
         """Run to a position, which lies ahead."""
         if where.between:
             while self.position.instructions < where.instructions or not self.position.between:
+                self._least_event = where.events
                 self._go(where.instructions, 0, breaks)
+                self._least_event = 0
                 if self.outcome is not None or self.stop.kind == "interrupt":
                     break
         elif self.position < where:
@@ -113,6 +130,7 @@ class Target:
         if self.outcome is not None:
             return self.stop
         self._until, self._until_event, self.interrupted = until, until_event, False
+        self._watching.set([each for each in breaks if isinstance(each, MemoryWatch)])
         self._breaks = {}
         self._addresses = {each.address: each.number for each in breaks if isinstance(each, AddressBreak)}
         for vcpu in self.machine.vcpus:
@@ -153,24 +171,47 @@ class Target:
 
     def enter(self, vcpu: Vcpu) -> int:
         """Enter the guest; stand still between instructions where that was asked for."""
-        engine, kvm = vcpu.engine, vcpu.kvm
+        engine, kvm, watching = vcpu.engine, vcpu.kvm, self._watching
+        alone = False
         while True:
-            left = engine.budget
-            piece = min(left, self._until - kvm.instructions) if self._until > kvm.instructions else left
-            if self._until and self._until == kvm.instructions:
+            if watching.on:
+                self._report_access(kvm)
+                watching.arm()
+            if self._is_there(kvm.instructions):
                 self._between(vcpu, "instructions")
                 continue
+            left, began = engine.budget, kvm.instructions
+            piece = min(left, 1 if alone else max(self._until - began, 1) if self._until else left)
             engine.set_budget(piece)
-            reason = engine.enter()
+            reason = watching.enter(engine) if watching.on else engine.enter()
             engine.set_budget(engine.budget + left - piece)
+            if watching.on:
+                alone = watching.settle(vcpu, reason, alone, kvm.instructions != began)
             if reason == CpuExit.DEBUG:
-                self._at_address(vcpu)
+                if not alone and not engine.watchpoints.hits:
+                    self._at_address(vcpu)
                 continue
             if self.interrupted:
                 self.interrupted = False
                 self._between(vcpu, "interrupt")
             if reason != CpuExit.QUANTUM or engine.budget <= 0:
                 return reason
+
+    def _is_there(self, instructions: int) -> bool:
+        """At the position that was asked for, or past it."""
+        if not self._until or instructions < self._until:
+            return False
+        return self.events >= self._least_event or instructions > self._until
+
+    def _report_access(self, kvm: Kvm) -> None:
+        """Tell of what the instruction before has hit, whoever comes first."""
+        hit = self._watching.take()
+        if hit is None:
+            return
+        vcpu, now = kvm.vcpus[hit.vcpu], kvm.instructions
+        number, began = hit.watch.number, max(now - 1, 0) if hit.watch.undo else None
+        pc, name = vcpu.engine.linear_rip, f"CPU {vcpu.id}/KVM"
+        self._on_hit(Stop("watchpoint", Position(now, self.events), "", vcpu.id, name, number, pc, began))
 
     def _at_address(self, vcpu: Vcpu) -> None:
         """At a breakpoint, once for each time that its instruction is executed."""
@@ -181,7 +222,7 @@ class Target:
             return
         self._let_pass(vcpu, address)
         number = self._addresses.get(address)
-        self._on_hit(Stop("breakpoint", where, "", vcpu.id, vcpu.sched.current.name, number))
+        self._on_hit(Stop("breakpoint", where, "", vcpu.id, vcpu.sched.current.name, number, address))
 
     def _let_pass(self, vcpu: Vcpu, address: int) -> None:
         self._passed[vcpu.id] = (address, vcpu.kvm.instructions)
@@ -217,6 +258,11 @@ class Target:
             stack.callback(self.machine.host.close)
             for vcpu in self.machine.vcpus:
                 stack.callback(vcpu.engine.close)
+
+
+def _is_before(stop: Stop, until: Position) -> bool:
+    """Is a hit behind a position, on the way back?"""
+    return stop.position < until if stop.began is None else stop.began < until.instructions
 
 
 def _architectural(vcpu: Vcpu) -> bytes:

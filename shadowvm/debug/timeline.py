@@ -173,9 +173,10 @@ class Timeline:
                 self.stop = self.stop._replace(kind="interrupt")
                 return self.stop
             if hit is not None:
-                self.go_to(hit.position)
-                self.stop = hit
-                return hit
+                self._restore(self._nearest(Position(hit.began, 0) if hit.began is not None else hit.position))
+                self._moved(self.worker.call("stand_at_hit", hit))
+                self.stop = hit._replace(position=self.position)
+                return self.stop
             end = checkpoint.position
         self._restore(self._automatic.first)
         return None

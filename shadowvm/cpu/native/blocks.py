@@ -210,6 +210,8 @@ def on_block_slow(box, slot, pc):
         run_again(box)
     if get(box, mb.STEP) == mb.STEP_DONE:
         leave(box, QUANTUM)
+    if get(box, mb.WATCHPOINT_HITS) != 0 and get(box, mb.STEP) == 0:
+        leave(box, DEBUG)
     left = get(box, mb.BUDGET)
     if get(box, mb.NR_BREAKS) != 0 and get(box, mb.STEP) == 0 and left > 0:
         passed = get(box, mb.BREAK_PASSED) == pc

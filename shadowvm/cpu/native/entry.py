@@ -16,6 +16,7 @@ from .ports import on_in, on_out
 from .syscall import on_syscall, on_sysenter
 from .translate import read_code
 from .walker import on_fill, other_root, refuse, walk
+from .watch import on_filled, on_mark_all, on_marked, on_unmark
 
 i64, u32, i32, boolean, void = types.int64, types.uint32, types.int32, types.boolean, types.void
 
@@ -100,6 +101,26 @@ def watched_access(box, va, size, access, retaddr):
     return on_watched_access(box, va, size, access, retaddr)
 
 
+@callback(i64, i64, i64, i64, i64, i64)
+def watch_marked(box, va, size, how, retaddr):
+    return i64(on_marked(box, va, size, how, retaddr))
+
+
+@callback(void, i64, i64, i64, i64, i64, i64)
+def watch_filled(box, va, size, how, retaddr, hpa):
+    on_filled(box, va, size, how, retaddr, hpa)
+
+
+@callback(void, i64, i64, i64)
+def watch_unmark(box, page, idx):
+    on_unmark(box, page, idx)
+
+
+@callback(void, i64)
+def watch_mark_all(box):
+    on_mark_all(box)
+
+
 @callback(i32, i64, i64)
 def rdtsc(uc, box):
     on_rdtsc(box)
@@ -148,6 +169,10 @@ CALLBACKS = {
         code_at,
         writable_code,
         watched_access,
+        watch_marked,
+        watch_filled,
+        watch_unmark,
+        watch_mark_all,
         rdtsc,
         rdtscp,
         port_in,

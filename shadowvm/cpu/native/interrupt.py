@@ -152,6 +152,8 @@ def on_exception(box, vector):
         if get(box, mb.STEP) == mb.STEP_TRAP:
             put(box, mb.STEP, 0)
             leave(box, QUANTUM)
+    else:
+        put(box, mb.WATCHPOINT_HITS, 0)
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
     forget_switch(box)

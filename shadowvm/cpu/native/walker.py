@@ -233,6 +233,8 @@ def refuse(box, va, size, access, idx, retaddr, code):
         put(box, mb.EXIT_STACK, 1 if through_stack(box, va, access) else 0)
     put(box, mb.WATCH_HITS, 0)
     put(box, mb.WATCH_ALONE, -1)
+    if access != FETCH:
+        put(box, mb.WATCHPOINT_HITS, 0)
     put(box, mb.EXIT_VA, va)
     if code == GUEST_FAULT:
         raise_page_fault(box, env, va, access, idx, switching)
@@ -265,6 +267,11 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
     env = cpu + lay.CPU_ENV
     box = ld64(env + lay.ENV_MAILBOX)
     page = va & PAGE_MASK
+    watching = get(box, mb.NR_WATCHPOINTS) != 0
+    if watching and access != FETCH:
+        back = -1 if probe else retaddr
+        if call5(get(box, mb.FN_MARKED), box, va, size, access << 2 | idx, back) != 0:
+            return True
     desc = env + lay.TLB_DESC + lay.TLB_DESC_SIZE * idx
     if ld64(desc + lay.TLB_USED_ENTRIES) == 0:
         set_tlb_window(box, desc, idx)
@@ -301,7 +308,12 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
         put(box, mb.MMIO_SIZE, size)
         # Less than a page: the entry serves this access only.
         call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3, idx, 1)
+        if watching:
+            gpa = get(box, mb.MMIO_WINDOWS + 2 * (pfn - get(box, mb.MMIO_PFN)) + 1) | mb.WATCH_DEVICE | va & ~PAGE_MASK
+            call6(get(box, mb.FN_FILLED), box, va, size, access << 2 | idx, retaddr, gpa)
         return True
+    if watching:
+        call3(get(box, mb.FN_UNMARK), box, page, idx)
     st32(get(box, mb.FILL_EPOCH) + 4 * pfn, get(box, mb.EPOCH))
     if access == FETCH:
         fill_fetch(box, cpu, page, pfn, idx, serves)
@@ -309,4 +321,7 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
         if get(box, mb.WATCHED) != 0 and not probe:
             serves = min(serves, call5(get(box, mb.FN_WATCHED_ACCESS), box, va, size, access, retaddr))
         fill_data(box, cpu, page, pfn, idx, writable, serves)
+    if watching:
+        back = -1 if probe else retaddr
+        call6(get(box, mb.FN_FILLED), box, va, size, access << 2 | idx, back, pfn << 12 | va & ~PAGE_MASK)
     return True

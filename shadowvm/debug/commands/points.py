@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ...addr import PAGE_SHIFT, PAGE_SIZE
 from ...errors import ConfigError
 from ...events import REGISTRY
 from ...trace.filter import find_tracepoint
-from ..breaks import AddressBreak, PointBreak, Watch
+from ..breaks import AddressBreak, MemoryWatch, PointBreak, Watch
 from . import Command, Lines
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ..monitor import Monitor
 
 _WATCHES = ("spte", "sptep", "pte", "page")
+MASK64 = (1 << 64) - 1
+_SPACES = ("gva", "gpa", "hva", "pfn")
 
 
 def _break(monitor: Monitor, text: str) -> Lines:
@@ -60,11 +63,27 @@ def _at_address(monitor: Monitor, text: str, *, temporary: bool) -> Lines:
 
 
 def _watch(monitor: Monitor, text: str) -> Lines:
-    """watch spte GFN | sptep HPA | pte HVA | page PFN: stop when it changes"""
+    """watch spte|sptep|pte|page WHAT | gva|gpa|hva|pfn ADDRESS [SIZE] [r|w|rw]: stop at a change, or an access
+
+    spte GFN, sptep HPA, pte HVA and page PFN are changes that KVM and the host make. The others are stores of the
+    guest, or with r loads and with rw both, to SIZE bytes (1) of a guest-virtual, guest-physical or host-virtual
+    address, or to a frame; the stop is after the instruction, as with a debug register.
+    """
     kind, _, value = text.partition(" ")
-    if kind not in _WATCHES:
-        raise ConfigError(f"watch: '{kind}' is none of {', '.join(_WATCHES)}")
-    return _add(monitor, Watch(0, kind, monitor.number(value)))
+    if kind in _WATCHES:
+        return _add(monitor, Watch(0, kind, monitor.number(value)))
+    if kind not in _SPACES:
+        raise ConfigError(f"watch: '{kind}' is none of {', '.join(_WATCHES + _SPACES)}")
+    words = value.split()
+    access = words.pop() if words and words[-1] in ("r", "w", "rw") else "w"
+    if not 1 <= len(words) <= (1 if kind == "pfn" else 2):
+        raise ConfigError(f"watch: the form is watch {kind} ADDRESS [SIZE] [r|w|rw]")
+    address, size = monitor.number(words[0]), monitor.number(words[1]) if len(words) > 1 else 1
+    if kind == "pfn":
+        address, size = address << PAGE_SHIFT & MASK64, PAGE_SIZE
+    if not 0 < size <= 1 << 30:
+        raise ConfigError(f"watch: {size} bytes are out of range (1 to 1 GiB)")
+    return _add(monitor, MemoryWatch(0, kind, address, size, access))
 
 
 def _add(monitor: Monitor, new: AnyBreak, *, temporary: bool = False, symbol: str = "") -> Lines:
