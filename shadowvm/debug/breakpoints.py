@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ConfigError
-from .breaks import AddressBreak, PointBreak, Watch
+from .breaks import AddressBreak, MemoryWatch, PointBreak, Watch
 
 if TYPE_CHECKING:
     from .position import Stop
 
-AnyBreak: TypeAlias = "AddressBreak | PointBreak | Watch"
+AnyBreak: TypeAlias = "AddressBreak | MemoryWatch | PointBreak | Watch"
 
 
 @dataclass(slots=True)
