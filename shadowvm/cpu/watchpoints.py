@@ -1,9 +1,10 @@
 """A debugger's watchpoints on data: an exit after the accessing instruction, which no guest can see.
 
     engine.watchpoints.set([WatchRow(0x1000, 8, writes=True)])
-    while engine.enter() == CpuExit.DEBUG:
-        if engine.watchpoints.is_suspect(): engine.watchpoints.begin(); engine.set_budget(1); engine.enter()
-        hits = engine.watchpoints.take()
+    reason = engine.watchpoints.enter(engine)
+    if reason == CpuExit.DEBUG and engine.watchpoints.is_suspect():
+        engine.watchpoints.begin(); engine.set_budget(1); engine.watchpoints.enter(engine); engine.watchpoints.end()
+    hits = engine.watchpoints.hits
 
 Native code (native/watch.py) finds accesses by page, while the TLB and all that follows from it stay what they are.
 """
@@ -12,11 +13,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..addr import PAGE_SIZE
+from ..addr import PAGE_SIZE, Gva
 from ..errors import ConfigError
 from . import mailbox as mb
+from .engine import CpuExit
+
+if TYPE_CHECKING:
+    from .unicorn_engine import UnicornEngine
 
 NR_MODES = 3
 _MASK64 = (1 << 64) - 1
@@ -65,6 +70,19 @@ class Watchpoints:
     def on(self) -> bool:
         """Is there any?"""
         return bool(self._rows)
+
+    def enter(self, engine: UnicornEngine) -> int:
+        """engine.enter(), with an exit at each INVLPG: marked entries have to be found for it. If nobody else wants
+        that exit, it is done here."""
+        controls = engine.controls
+        wanted, controls.invlpg = controls.invlpg, True
+        reason = engine.enter()
+        while reason == CpuExit.INVLPG and not wanted:
+            engine.flush_page(Gva(self._box[mb.EXIT_VA]))
+            engine.skip_instruction()
+            reason = engine.enter() if engine.budget > 0 else CpuExit.QUANTUM
+        controls.invlpg = wanted
+        return reason
 
     def before_flush(self, va: int) -> None:
         """The TLB is about to drop a page: let it find the page."""

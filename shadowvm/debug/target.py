@@ -183,7 +183,7 @@ class Target:
             left, began = engine.budget, kvm.instructions
             piece = min(left, 1 if alone else max(self._until - began, 1) if self._until else left)
             engine.set_budget(piece)
-            reason = watching.enter(engine) if watching.on else engine.enter()
+            reason = engine.watchpoints.enter(engine) if watching.on else engine.enter()
             engine.set_budget(engine.budget + left - piece)
             if watching.on:
                 alone = watching.settle(vcpu, reason, alone, kvm.instructions != began)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gva, Vpn
+from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Vpn
 from ..cpu.engine import CpuExit
-from ..cpu.mailbox import EXIT_VA, MAX_WATCHPOINTS, WATCH_DEVICE
+from ..cpu.mailbox import MAX_WATCHPOINTS, WATCH_DEVICE
 from ..cpu.watchpoints import WatchRow
 from ..errors import ConfigError
 from ..mm.gup import host_pte
@@ -19,7 +19,6 @@ from ..x86 import PT_ADDR_MASK, PT_PRESENT
 from .breaks import MemoryWatch
 
 if TYPE_CHECKING:
-    from ..cpu.unicorn_engine import UnicornEngine
     from ..kvm.vcpu import Vcpu
     from ..machine import Machine
 
@@ -72,19 +71,6 @@ class Watching:
             if not retired and reason != CpuExit.DEBUG:
                 points.forget()
         return False
-
-    def enter(self, engine: UnicornEngine) -> int:
-        """engine.enter(), with an exit at each INVLPG: entries of watched pages have to be found for it. If nobody
-        else wants that exit, it is done here."""
-        controls = engine.controls
-        wanted, controls.invlpg = controls.invlpg, True
-        reason = engine.enter()
-        while reason == CpuExit.INVLPG and not wanted:
-            engine.flush_page(Gva(engine.box[EXIT_VA]))
-            engine.skip_instruction()
-            reason = engine.enter() if engine.budget > 0 else CpuExit.QUANTUM
-        controls.invlpg = wanted
-        return reason
 
     def take(self) -> Hit | None:
         """What the last instruction has hit; the first watchpoint if there are several."""

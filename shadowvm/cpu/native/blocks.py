@@ -199,6 +199,8 @@ def on_block_slow(box, slot, pc):
     put(box, mb.ASKED, 0)
     put(box, mb.LAST_TB, 0)
     st64(env + lay.ENV_EIP, pc - ld64(env + lay.ENV_SEGS + lay.SEG_SIZE * lay.CS + lay.SEG_BASE))
+    if get(box, mb.WATCHPOINT_HITS) != 0 and get(box, mb.STEP) == 0:
+        leave(box, DEBUG)
     if get(box, mb.KICK) != 0:
         unkick(box)
         if get(box, mb.RESUME) == RESUMED:
@@ -210,8 +212,6 @@ def on_block_slow(box, slot, pc):
         run_again(box)
     if get(box, mb.STEP) == mb.STEP_DONE:
         leave(box, QUANTUM)
-    if get(box, mb.WATCHPOINT_HITS) != 0 and get(box, mb.STEP) == 0:
-        leave(box, DEBUG)
     left = get(box, mb.BUDGET)
     if get(box, mb.NR_BREAKS) != 0 and get(box, mb.STEP) == 0 and left > 0:
         passed = get(box, mb.BREAK_PASSED) == pc

@@ -80,7 +80,7 @@ def mark_entry(box, env, entry):
         value = ld64(at)
         page = value & PAGE_MASK
         if is_plain(value) and not is_watched(env, page):
-            hpa = ld64(entry + lay.TLB_ENTRY_ADDEND) + page - get(box, mb.RAM_BASE)
+            hpa = ld64(entry + lay.TLB_ENTRY_PADDR)
             st64(at, value & ~INVALID | (INVALID if has_watchpoint(box, page, hpa) else 0))
 
 
@@ -160,7 +160,7 @@ def on_marked(box, va, size, how, retaddr):
         return 0
     if access == WRITE and ld64(entry + 8) & NOTDIRTY and ld64(entry + lay.TLB_ENTRY_CODE) == -1:
         set_dirty(env, page)
-    hpa = ld64(entry + lay.TLB_ENTRY_ADDEND) + va - get(box, mb.RAM_BASE)
+    hpa = ld64(entry + lay.TLB_ENTRY_PADDR) | va & ~PAGE_MASK
     on_access(box, va, size, access, retaddr, hpa)
     return 1
 
