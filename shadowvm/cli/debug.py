@@ -1,120 +1,119 @@
 """`shadowvm debug`: a guest that stands still where it is told to, and goes back.
 
-Commands come from -x FILE, then from -ex CMD, and then from a prompt, unless --batch or one of them was `quit`.
+Commands come from -x FILE and -ex CMD, in their order, and then from a prompt, unless --batch or one was `quit`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..config import parse_size
 from ..errors import ConfigError, ShadowvmError
+from ..guests import find_image
 from .run import add_machine_flags, config_from_args
 
 if TYPE_CHECKING:
-    from ..config import MachineConfig
     from ..debug.monitor import Monitor
-    from ..debug.target import Target
-    from ..machine import Machine
+    from ..debug.timeline import Timeline
 
 PROMPT = "(shadowvm) "
-HISTORY_LENGTH = 1000
+
+
+class Line(NamedTuple):
+    """A command of a script, and what to say before a complaint about it."""
+
+    text: str
+    where: str = ""
 
 
 def add_parser(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser("debug", help="step through a guest", description=__doc__, allow_abbrev=False)
     add_machine_flags(parser)
-    parser.add_argument("-x", metavar="FILE", action="append", default=[], help="execute the commands in a file")
-    parser.add_argument("-ex", metavar="CMD", action="append", default=[], help="execute a command")
+    script = {"dest": "script", "action": "append", "default": []}
+    parser.add_argument("-x", metavar="FILE", type=_from_file, help="execute the commands in a file", **script)
+    parser.add_argument("-ex", metavar="CMD", type=lambda text: [Line(text)], help="execute a command", **script)
     parser.add_argument("--batch", action="store_true", help="no prompt; end when the commands are done")
+    parser.add_argument("-loadvm", "--loadvm", metavar="FILE", help="the machine that savevm has saved, where it was")
+    parser.add_argument(
+        "--checkpoint-memory", metavar="SIZE", default="1G", help="memory for checkpoints to go back from (default: 1G)"
+    )
     parser.set_defaults(main=main)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Debug; returns the exit status: 0, or 1 if a command of -x or -ex was refused."""
-    config = config_from_args(args)
-    if not config.icount:
-        raise ConfigError("debug: positions are counted in instructions: drop -icount off")
-    scripted = [*_from_files(args.x), *args.ex]
-    from ..debug.monitor import Monitor  # noqa: PLC0415 - after the flags are known to be good
-    from ..debug.timeline import Timeline  # noqa: PLC0415
+def _from_file(path: str) -> list[Line]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"-x: {path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
+    return [Line(text, f"{path}:{number}: ") for number, text in enumerate(lines, 1)]
 
-    timeline = Timeline(target_maker(config))
+
+def main(args: argparse.Namespace) -> int:
+    """Debug; returns the exit status: 0, or with --batch 1 if a command was refused."""
+    timeline = _timeline(args)
+    from ..debug.monitor import Monitor  # noqa: PLC0415 - after the flags are known to be good
+    from .prompt import prompt  # noqa: PLC0415
+
     try:
         monitor = Monitor(timeline)
-        status = _execute(monitor, scripted, echo=True)
-        if not args.batch and not monitor.done:
-            _execute(monitor, _prompt(monitor), echo=False)
-        return status if args.batch else 0
+        status = _execute_script(monitor, [line for lines in args.script for line in lines])
+        if args.batch:
+            return status
+        for line in prompt(monitor, PROMPT):
+            _execute(monitor, Line(line))
+        return 0
     finally:
         timeline.close()
 
 
-def target_maker(config: MachineConfig) -> Callable[[], Target]:
-    """What makes the target, in the process that it is to live in."""
+def _timeline(args: argparse.Namespace) -> Timeline:
+    """The machine that the flags describe, or that is in a file."""
+    from ..debug.checkpoints import MAX_CHECKPOINTS  # noqa: PLC0415
 
-    def make() -> Target:
-        from ..debug.target import Target  # noqa: PLC0415
-        from ..machine import Machine  # noqa: PLC0415
+    limits = MAX_CHECKPOINTS, parse_size(args.checkpoint_memory, "--checkpoint-memory")
+    if args.loadvm is not None:
+        from ..debug.load import load_timeline  # noqa: PLC0415
 
-        def build(output: Callable[[int], None]) -> Machine:
-            machine = Machine(config, output)
-            machine.host.swap.move_to_memory()
-            return machine
+        return load_timeline(args.loadvm, limits, None if args.guest is None else find_image(args.guest)[0])
+    config = config_from_args(args)
+    if not config.icount:
+        raise ConfigError("debug: positions are counted in instructions: drop -icount off")
+    from ..debug.launch import target_maker  # noqa: PLC0415
+    from ..debug.timeline import Timeline  # noqa: PLC0415
 
-        return Target(build)
-
-    return make
-
-
-def _from_files(paths: Iterable[str]) -> Iterator[str]:
-    for path in paths:
-        try:
-            with open(path, encoding="utf-8") as file:
-                yield from file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"-x: {path}: {getattr(error, 'strerror', None) or 'is no text'}") from None
+    return Timeline(target_maker(config), *limits)
 
 
-def _execute(monitor: Monitor, lines: Iterable[str], *, echo: bool) -> int:
+def _execute_script(monitor: Monitor, lines: list[Line]) -> int:
+    """Every line, to the last or to `quit`; an interrupted one is the last. The status: 1 if one was refused."""
     status = 0
     for line in lines:
-        if echo and line.strip():
-            print(f"{PROMPT}{line.strip()}")
-        try:
-            for text in monitor.execute(line):
-                print(text)
-        except KeyboardInterrupt:
-            print("interrupted")
-        except ShadowvmError as error:
-            print(error)
-            status = 1
-        sys.stdout.flush()
         if monitor.done:
             break
+        if line.text.strip():
+            print(f"{PROMPT}{line.text.strip()}")
+        if not _execute(monitor, line):
+            status = 1
+        if monitor.timeline.interrupted:
+            return 1
     return status
 
 
-def _prompt(monitor: Monitor) -> Iterator[str]:
-    """Lines from the terminal, with history and completion where there is readline. An empty one repeats the last."""
-    from ..debug.commands.table import NAMES  # noqa: PLC0415
+def _execute(monitor: Monitor, line: Line) -> bool:
+    """One command; whether it was not refused. Ctrl-C stops what runs, and leaves the machine where it is then."""
+    from .interrupt import on_interrupt  # noqa: PLC0415
 
+    done = True
     try:
-        import readline  # noqa: PLC0415
-    except ImportError:
-        pass
-    else:
-        readline.parse_and_bind("tab: complete")
-        readline.set_completer(lambda text, n: [*(name for name in NAMES if name.startswith(text)), None][n])
-        readline.set_history_length(HISTORY_LENGTH)
-    last = ""
-    while not monitor.done:
-        try:
-            line = input(PROMPT)
-        except EOFError:
-            return
-        last = line or last
-        yield last
+        with on_interrupt(monitor.timeline.interrupt):
+            lines = monitor.execute(line.text)
+    except ShadowvmError as error:
+        lines, done = [f"{line.where}{error}"], False
+    for text in lines:
+        print(text)
+    sys.stdout.flush()
+    return done

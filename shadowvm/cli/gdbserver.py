@@ -8,7 +8,6 @@ from select import select
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .debug import target_maker
 
 if TYPE_CHECKING:
     from ..config import MachineConfig
@@ -28,6 +27,7 @@ def parse_gdb(text: str) -> tuple[str, int]:
 
 def serve(config: MachineConfig, where: str) -> int:
     """Wait for gdb, and serve it until it detaches or kills; a client that disconnects may come again."""
+    from ..debug.launch import target_maker  # noqa: PLC0415
     from ..debug.timeline import Timeline  # noqa: PLC0415
 
     address, port = parse_gdb(where)

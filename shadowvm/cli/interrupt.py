@@ -1,4 +1,5 @@
-"""Signals that end a run: SIGTERM and SIGHUP as Ctrl-C does, and all of them while the guest is not counted.
+"""Signals that end a run: SIGTERM and SIGHUP as Ctrl-C does, and all of them while the guest is not counted; or, under
+the debugger, only stop it.
 
 Python handles a signal between two of its own instructions. A guest whose instructions are counted comes back to
 Python a few hundred times a second; one that is not may stay in native code for ever. So a thread hears of the
@@ -61,3 +62,16 @@ def _watch(fd: int, kick: Callable[[], None]) -> None:
             return
         kicked = True
         kick()
+
+
+@contextmanager
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` for SIGINT inside the block, instead of raising. Outside of the main thread: do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: stop())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

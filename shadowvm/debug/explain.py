@@ -103,7 +103,7 @@ def _gfn(machine: Machine, vcpu: Vcpu, number: int) -> Iterator[str]:
     if slot.dirty_bitmap is not None:
         yield f"  dirty log: gfn {gfn:#x} is {'dirty' if gfn in slot.dirty_bitmap else 'clean'}"
     yield from _host_side(kvm.mm, slot.vpn(gfn))
-    yield from _sptes(kvm, slot, gfn)
+    yield from spte_lines(kvm, slot, gfn)
     yield from _tlbs(kvm, slot, gfn)
 
 
@@ -127,7 +127,7 @@ def _pfn(machine: Machine, vcpu: Vcpu, value: int) -> Iterator[str]:
     if page is None:
         yield f"pfn {value:#x}: {'never used' if 0 <= value < machine.ram.nr_frames else 'the host has no such frame'}"
         return
-    yield _frame(page)
+    yield frame_text(page)
     sp = machine.kvm.sp_by_pfn.get(page.pfn)
     if sp is not None:
         yield f"  shadow page of gfn {sp.gfn:#x}, {role_text(sp.role)}, {len(sp.parent_ptes)} links to it"
@@ -153,17 +153,20 @@ def _host_side(mm: MmStruct, vpn: Vpn) -> Iterator[str]:
     pte = host_pte(mm, vpn)
     yield f"hva {start:#x}: VMA {areas[0] if areas else 'none'}, host pte {entry_text(pte)}"
     if pte & PT_PRESENT:
-        yield f"  {_frame(mm.mem_map[(pte & PT_ADDR_MASK) >> PAGE_SHIFT])}"
+        yield f"  {frame_text(mm.mem_map[(pte & PT_ADDR_MASK) >> PAGE_SHIFT])}"
     elif pte & SWP_ENTRY:
         slot = pte >> PAGE_SHIFT
         cached = mm.host.swap.cache.get(slot)
         where = "a page of zeros, only remembered" if mm.host.swap.zeromap[slot] else "in the swap file"
-        yield f"  swap slot {slot}: {where}" + ("" if cached is None else f", and in the swap cache: {_frame(cached)}")
+        yield f"  swap slot {slot}: {where}" + (
+            "" if cached is None else f", and in the swap cache: {frame_text(cached)}"
+        )
     else:
         yield "  never touched"
 
 
-def _frame(page: Page) -> str:
+def frame_text(page: Page) -> str:
+    """A frame: who holds it, and where it stands."""
     words = [
         f"pfn {page.pfn:#x}: refcount {page.refcount}, mapcount {page.mapcount}",
         f"on {LRU_NAMES[page.lru]}" if page.lru is not None else "on no LRU list",
@@ -189,7 +192,8 @@ def sptes_of(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> list[int]:
     return [*rmap_sptes(slot, gfn), *([large] if isinstance(large, int) else large)]
 
 
-def _sptes(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
+def spte_lines(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
+    """Two lines for each leaf that maps a guest frame."""
     found = sptes_of(kvm, slot, gfn)
     if not found:
         yield f"no spte maps gfn {gfn:#x}: the next access faults"

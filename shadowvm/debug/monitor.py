@@ -93,6 +93,11 @@ class Monitor:
             lines += [f"  {text}" for text in self.timeline.call("view", "disassembly", 1, None, stop.vcpu)]
         return lines
 
+    def look_afresh(self) -> None:
+        """The machine is another one: look at the CPU that runs there, and take no output of its guest for new."""
+        self.vcpu = None
+        self._said = len(self.timeline.call("view", "output"))
+
     def _new_output(self) -> Lines:
         said: bytes = self.timeline.call("view", "output")
         new, self._said = said[self._said :], max(self._said, len(said))

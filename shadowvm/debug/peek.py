@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Hva, Pfn, Vpn
+from ..errors import ConfigError
 from ..kvm.mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn
 from ..mm.gup import host_pte
 from ..mm.pgtable import SWP_ENTRY
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from ..kvm.vcpu import Vcpu
     from ..kvm.vm import Kvm
     from ..mm.mm_struct import MmStruct
+    from .target import Target
+
+
+def vcpu_of(target: Target, number: int | None) -> Vcpu:
+    """A vCPU by number; by default the one that runs, or ran last."""
+    machine = target.machine
+    if number is None:
+        return machine.kvm.loaded or machine.vcpu
+    if not 0 <= number < len(machine.vcpus):
+        raise ConfigError(f"there is no vCPU {number}")
+    return machine.vcpus[number]
 
 
 class Step(NamedTuple):
@@ -100,17 +112,16 @@ def guest_walk(vcpu: Vcpu, gva: Gva) -> Walk:
     last = steps[-1]
     if last.entry is None or not last.entry & PT_PRESENT:
         return Walk(steps, None, PAGE_SIZE)
-    bits = _page_bits(mode, last)
+    bits = page_bits(mode, last.level)
     page = last.entry & PT_ADDR_MASK & -1 << bits
     if bits == 22:
         page = last.entry & 0xFFC0_0000 | (last.entry >> 13 & 0xFF) << 32
     return Walk(steps, Gpa(page | gva & (1 << bits) - 1), 1 << bits)
 
 
-def _page_bits(mode: PagingMode, last: Step) -> int:
-    if mode is PagingMode.PT32:
-        return 22 if last.level == 2 else PAGE_SHIFT
-    return PAGE_SHIFT + 9 * (last.level - 1)
+def page_bits(mode: PagingMode, level: int) -> int:
+    """Of the part of an address that an entry of a level leaves alone."""
+    return PAGE_SHIFT + (10 if mode is PagingMode.PT32 else 9) * (level - 1)
 
 
 def _steps(kvm: Kvm, mode: PagingMode, cr3: int, cr4: int, gva: int) -> Iterator[Step]:

@@ -25,17 +25,20 @@ _START = Position(0, 0)
 
 
 class Timeline:
-    """See the module. worker: the one that runs; poll: asked between slices whether to stop."""
+    """See the module. worker: the one that runs; poll: asked between slices whether to stop. interrupted: interrupt()
+    was called since the machine was last told to run.
+    """
 
     def __init__(self, make: Callable[[], Target], limit: int = MAX_CHECKPOINTS, memory: int = DEFAULT_MEMORY) -> None:
         self.worker = start_worker(make)
         self.stop = Stop("start", _START)
         self.end: Position | None = None
         self._automatic = Checkpoints(Checkpoint(_START, self.worker.fork()), limit, memory)
+        self.limits = (limit, memory)
         self._slice = FIRST_SLICE
         self._kept: dict[int, Checkpoint] = {}
         self._running: Worker | None = None
-        self._interrupted = False
+        self.interrupted = False
         self.poll: Callable[[], bool] | None = None
 
     @property
@@ -54,7 +57,7 @@ class Timeline:
 
     def interrupt(self) -> None:
         """Stop what runs, as soon as possible; for signal handlers."""
-        self._interrupted = True
+        self.interrupted = True
         if self._running is not None:
             self._running.interrupt()
 
@@ -68,7 +71,7 @@ class Timeline:
 
     def go(self, until: int = 0, until_event: int = 0, breaks: Sequence[Break] = ()) -> Stop:
         """As Target.go(), with checkpoints on the way."""
-        self._interrupted = False
+        self.interrupted = False
         while self.stop.kind != "exit" and not self._slice_of(until, until_event, breaks) and self._goes_on():
             pass
         return self.stop
@@ -93,7 +96,7 @@ class Timeline:
         """At the end of a slice that is not the last: make a checkpoint, and look for interrupts."""
         if not self._automatic.has_near(self.position, self._slice // 2, SLICE_EVENTS // 2):
             self._automatic.add(self.position, self.worker)
-        if self._interrupted or (self.poll is not None and self.poll()):
+        if self.interrupted or (self.poll is not None and self.poll()):
             self.stop = self.stop._replace(kind="interrupt")
             return False
         return True
@@ -123,7 +126,7 @@ class Timeline:
         """Stand at a position of this run, behind or ahead; elsewhere if it is interrupted."""
         if where < self.position or self.stop.kind == "exit":
             self._restore(self._nearest(where))
-        self._interrupted = False
+        self.interrupted = False
         while self._is_far(where):
             self._slice_of(0, 0, ())
             if self.stop.kind not in ("instructions", "events") or not self._goes_on():
@@ -164,12 +167,12 @@ class Timeline:
     def back_to_break(self, breaks: Sequence[Break]) -> Stop | None:
         """To the last hit of a break before this position; None, and at the start, if there was none."""
         end = self.position
-        self._interrupted = False
+        self.interrupted = False
         for checkpoint in reversed(self._automatic.before(end)):
             scout = checkpoint.worker.fork()
             hit: Stop | None = self._run(scout, "last_hit", end, breaks)
             scout.close()
-            if self._interrupted or (self.poll is not None and self.poll()):
+            if self.interrupted or (self.poll is not None and self.poll()):
                 self.stop = self.stop._replace(kind="interrupt")
                 return self.stop
             if hit is not None:
@@ -180,6 +183,13 @@ class Timeline:
             end = checkpoint.position
         self._restore(self._automatic.first)
         return None
+
+    def become(self, other: Timeline) -> None:
+        """Go on as another timeline, which is used up by that."""
+        self.close()
+        poll = self.poll
+        vars(self).update(vars(other))
+        self.poll = poll
 
     def close(self) -> None:
         """End every process."""

@@ -10,26 +10,18 @@ from ..cpu.registers import GENERAL
 from ..cpu.segments import CS, FS, GS, SEGMENTS
 from ..errors import ConfigError
 from ..kvm import stats
-from ..kvm.mmu.role import role_text
+from . import lists
 from .disassemble import Instruction, body, instruction_text, instructions, leaves
 from .explain import explain
-from .peek import guest_walk, peek_guest, peek_virtual
+from .guest_tables import info_mem, info_tab, info_tlb
+from .peek import guest_walk, peek_guest, peek_virtual, vcpu_of
+from .registers_text import creg, info_registers
 from .story import last_fault, tell
 from .symbols import Symbols, load_symbols
 
 if TYPE_CHECKING:
-    from ..kvm.vcpu import Vcpu
+    from ..config import MachineConfig
     from .target import Target
-
-
-def vcpu_of(target: Target, number: int | None) -> Vcpu:
-    """A vCPU by number; by default the one that runs, or ran last."""
-    machine = target.machine
-    if number is None:
-        return machine.kvm.loaded or machine.vcpu
-    if not 0 <= number < len(machine.vcpus):
-        raise ConfigError(f"there is no vCPU {number}")
-    return machine.vcpus[number]
 
 
 def registers(target: Target, number: int | None = None) -> dict[str, int]:
@@ -109,68 +101,14 @@ def symbol(target: Target, name: str) -> int | None:
     return None if found is None else found.address
 
 
+def symbol_names(target: Target) -> list[str]:
+    """All of them."""
+    return symbols(target).names
+
+
 def symbol_text(target: Target, address: int) -> str:
     """` <name+offset>`, or nothing."""
     return symbols(target).text(address)
-
-
-def cpus(target: Target) -> list[str]:
-    """info cpus."""
-    machine = target.machine
-    lines = []
-    for vcpu in machine.vcpus:
-        mark = "*" if vcpu is vcpu_of(target, None) else " "
-        lines.append(f"{mark} CPU #{vcpu.id}: rip={vcpu.engine.rip:#018x} ({vcpu.mp_state.name.lower()})")
-    return lines
-
-
-def memslots(target: Target) -> list[str]:
-    """info memslots."""
-    return [
-        f"slot {slot.id}: gpa {slot.base_gfn << PAGE_SHIFT:#x}-{(slot.end_gfn << PAGE_SHIFT) - 1:#x} "
-        f"hva {slot.userspace_addr:#x} flags {slot.flags:#x} rmap {len(slot.rmap)} tracked {len(slot.gfn_write_track)}"
-        for slot in target.machine.kvm.memslots.slots
-    ]
-
-
-def shadow_pages(target: Target) -> list[str]:
-    """info shadow."""
-    q = target.machine.kvm.q
-    return [
-        f"pfn {sp.pfn:#x}: gfn {sp.gfn:#x} {role_text(sp.role)} root {sp.root_count} "
-        f"parents {len(sp.parent_ptes)} entries {sum(1 for entry in q[sp.q : sp.q + 512].tolist() if entry)}"
-        for sp in target.machine.kvm.sp_by_pfn.values()
-    ]
-
-
-def host(target: Target) -> list[str]:
-    """info host: frames, lists, swap, tasks and locks."""
-    node = target.machine.host
-    zone, swap = node.zone, node.swap
-    lines = [
-        f"frames: {zone.managed} managed, {zone.nr_free} free (min {zone.min}, low {zone.low}, high {zone.high})",
-        f"lru: {len(node.lruvec.active)} active_anon, {len(node.lruvec.inactive)} inactive_anon",
-        f"swap: {swap.nr_slots - swap.nr_free} of {swap.nr_slots} slots in use, {len(swap.cache)} pages in the cache",
-    ]
-    for task in node.sched.tasks:
-        if task.glet.dead:
-            continue
-        state = "runs" if task is node.sched.current else "waits" if task.waiting is not None else "is runnable"
-        lines.append(f"task {task.name}-{task.pid}: {state}")
-    kvm = target.machine.kvm
-    owner = kvm.mmu_lock.owner
-    lines.append(f"mmu_lock: {'free' if owner is None else f'held by {owner.name}'}")
-    return lines
-
-
-def notifiers(target: Target) -> list[str]:
-    """info notifiers."""
-    kvm = target.machine.kvm
-    open_ones = f"{kvm.mmu_invalidate_in_progress} invalidations in progress"
-    if kvm.mmu_invalidate_in_progress:
-        open_ones += f", gfns {kvm.mmu_invalidate_range_start:#x}-{kvm.mmu_invalidate_range_end:#x}"
-    counts = " ".join(f"{name} {value}" for name, value in kvm.notifier.stat.as_dict().items())
-    return [f"mmu_invalidate_seq {kvm.mmu_invalidate_seq}, {open_ones}", counts]
 
 
 def counters(target: Target) -> dict[str, int]:
@@ -184,7 +122,13 @@ def output(target: Target) -> bytes:
     return bytes(target.output)
 
 
+def config(target: Target) -> MachineConfig:
+    """What the machine was made from."""
+    return target.machine.config
+
+
 VIEWS: dict[str, Callable[..., Any]] = {
+    "config": config,
     "symbol": symbol,
     "code": code,
     "ways_out": ways_out,
@@ -197,11 +141,25 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "explain": explained,
     "story": story,
     "disassembly": disassembly,
-    "cpus": cpus,
-    "memslots": memslots,
-    "shadow": shadow_pages,
-    "host": host,
-    "notifiers": notifiers,
+    "cpus": lists.cpus,
+    "host": lists.host,
+    "locks": lists.locks,
+    "lru": lists.lru,
+    "memslots": lists.memslots,
+    "mtree": lists.mtree,
+    "notifiers": lists.notifiers,
+    "rmap": lists.rmap,
+    "shadow": lists.shadow_pages,
+    "sptes": lists.sptes,
+    "swap": lists.swap,
+    "tasks": lists.tasks,
+    "vma": lists.vma,
+    "info_registers": info_registers,
+    "creg": creg,
+    "tlb": info_tlb,
+    "mem": info_mem,
+    "tab": info_tab,
+    "symbol_names": symbol_names,
     "counters": counters,
     "output": output,
 }

@@ -58,6 +58,11 @@ class PortBus:
             if byte_wide:
                 self._bytes.add(port)
 
+    @property
+    def devices(self) -> dict[int, PortDevice]:
+        """By port."""
+        return self._devices
+
     def read(self, port: int, size: int) -> int:
         """Serve `in`."""
         value = self._read(port, size)
@@ -114,6 +119,11 @@ class MmioBus:
                 raise ModelBug(f"gpa {base:#x} and {other.base:#x} registered twice")
         self._bases.insert(index, base)
         self._regions.insert(index, region)
+
+    @property
+    def regions(self) -> list[MmioRegion]:
+        """In order of address."""
+        return self._regions
 
     def find(self, gpa: Gpa) -> MmioRegion | None:
         """Who answers at `gpa`."""

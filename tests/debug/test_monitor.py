@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from shadowvm.debug.commands.info import TOPICS
 from shadowvm.debug.monitor import Monitor
 from shadowvm.debug.timeline import Timeline
 from shadowvm.errors import ShadowvmError
@@ -130,18 +132,61 @@ def test_looking_changes_nothing(monitor: Monitor) -> None:
         "page -s 0x2b3000",
         "x /64xg 0x200000",
         "xp /8xb 0x9000",
-        "info registers",
-        "info host",
-        "info shadow",
-        "info memslots",
-        "info stats",
+        *(f"info {topic}" for topic in TOPICS if topic not in ("breaks", "breakpoints", "spte", "rmap")),
+        "info spte 0x101",
+        "info rmap 0x101",
+        "creg",
+        "print /a rip",
+        "gva2hva rip",
+        "x /2s main",
         "x /9i rip",
         "explain fault",
-        "info cpus",
-        "info notifiers",
     ):
         assert said(monitor, command), command
     assert said(monitor, "hash") == before
+
+
+def test_what_the_guest_maps_is_what_its_walk_finds() -> None:
+    for guest, until in (("ptchurn", 130_000), ("pae32", 60_000), ("pm32", 60_000)):
+        timeline = Timeline(partial(target_of, guest=guest, append="", host_memory=4 << 20))
+        monitor = Monitor(timeline)
+        said(monitor, f"until {until}")
+        rows = [line.split() for line in monitor.execute("info tlb") if not line.startswith("...")]
+        assert rows
+        for gva, gpa, flags in rows[:: len(rows) // 10 + 1]:
+            assert len(flags) == 9
+            assert said(monitor, f"gva2gpa 0x{gva[:-1]}+1") == f"gpa: {int(gpa, 16) + 1:#x}"
+        last = said(monitor, "info tlb").splitlines()[-1]
+        if last.startswith("... and more: "):
+            assert said(monitor, last.removeprefix("... and more: ")).startswith(f"{int(last.split()[-1], 16):016x}")
+        ranges = [line.split() for line in monitor.execute("info mem")]
+        assert all(
+            int(each[0].split("-")[1], 16) - int(each[0].split("-")[0], 16) == int(each[1], 16) for each in ranges
+        )
+        assert {each[2] for each in ranges} <= {"-rw", "-r-", "urw", "ur-"}
+        assert " -> " in said(monitor, "info tab")
+        timeline.close()
+
+
+def test_numbers_memory_and_registers_in_every_form(monitor: Monitor) -> None:
+    said(monitor, "until *main")
+    assert said(monitor, "p /d -2", "p /x -2", "p /o 8", "p /u 3*4", "p /c 65", "p /a main+3").splitlines() == [
+        "-2",
+        "0xfffffffffffffffe",
+        "0o10",
+        "12",
+        "'A'",
+        "0x101b83 <main+3>",
+    ]
+    assert said(monitor, "x /4xb main") == "0000000000101b80: 0x55 0x41 0x57 0x41"
+    assert said(monitor, "x /2xh main") == "0000000000101b80: 0x4155 0x4157"
+    assert said(monitor, "xp /1xg main") == said(monitor, "x /1xg main") == "0000000000101b80: 0x4155415641574155"
+    assert said(monitor, "x /1db main+1") == "0000000000101b81: 65"
+    assert "CR0=80050033" in said(monitor, "info registers")
+    assert "PG cd nw AC WP NE ET ts em MP PE" in said(monitor, "creg")
+    assert "(prio 0, ram): ram" in said(monitor, "info mtree")
+    assert "<main>" not in said(monitor, "info symbols mai")
+    assert "main" in said(monitor, "info symbols mai")
 
 
 def test_memory_is_read_from_swap_and_stays_there(monitor: Monitor) -> None:

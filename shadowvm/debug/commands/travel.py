@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
+from ..load import load_timeline
 from ..position import Position
+from ..snapshot import Snapshot, write_snapshot
 from . import Command, Lines, count_of
 
 if TYPE_CHECKING:
@@ -59,6 +61,34 @@ def _restart(monitor: Monitor, text: str) -> Lines:
     return monitor.stopped(monitor.timeline.go_to(kept[number]))
 
 
+def _savevm(monitor: Monitor, text: str) -> Lines:
+    """savevm FILE: save this position as a recipe: the configuration, and how far to run
+
+    The file is small. It has the hashes of the guest's image and of the state, so that loadvm finds out what changed.
+    """
+    if not text:
+        raise ConfigError("savevm: name a file")
+    timeline = monitor.timeline
+    config, state = timeline.call("view", "config"), timeline.call("state_hash")
+    write_snapshot(text, Snapshot(config, timeline.position, state, timeline.stop.kind == "exit"))
+    return []
+
+
+def _loadvm(monitor: Monitor, text: str) -> Lines:
+    """loadvm FILE: make the machine of a file that savevm wrote, and run it to that position
+
+    This takes about as long as the run took to get there. Breaks stay. If the file or the machine's images are not
+    what they were, or the state comes out as another one, this machine stays.
+    """
+    if not text:
+        raise ConfigError("loadvm: name a file")
+    timeline = monitor.timeline
+    timeline.interrupted = False
+    timeline.become(load_timeline(text, timeline.limits, poll=lambda: timeline.interrupted))
+    monitor.look_afresh()
+    return monitor.stopped(monitor.timeline.stop)
+
+
 COMMANDS: dict[str, Command] = {
     "back": _back,
     **dict.fromkeys(("reverse-stepi", "rsi"), _reverse_stepi),
@@ -67,4 +97,6 @@ COMMANDS: dict[str, Command] = {
     "when": _when,
     "checkpoint": _checkpoint,
     "restart": _restart,
+    "savevm": _savevm,
+    "loadvm": _loadvm,
 }
