@@ -76,15 +76,15 @@ def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) 
     ret, reason = RetPf.RETRY, 0
     try:
         ret, reason = _run_with_windows(vcpu, gva, why, event, windows)
+        retired = ret == RetPf.CONTINUE and reason in (CpuExit.QUANTUM, CpuExit.STOPPED)
         if windows.tracked:
-            _track_writes(vcpu, windows.tracked)
+            _track_writes(vcpu, windows.tracked, retired)
     finally:
         vcpu.engine.clear_windows()
         for window in windows.tracked:
             put_page(vcpu.kvm.mm.host, window.page)
         for page in windows.rom:
             put_page(vcpu.kvm.mm.host, page)
-    retired = ret == RetPf.CONTINUE and reason in (CpuExit.QUANTUM, CpuExit.STOPPED)
     vcpu.stat.insn_emulation_fail += not retired
     if kvm_emulate_insn.on:
         kvm_emulate_insn(vcpu.engine.rip, f"store to gva {gva:#x}", "" if retired else " (failed)")
@@ -205,14 +205,14 @@ def _open_mmio_window(vcpu: Vcpu, gva: Gva, windows: _Windows) -> RetPf:
     return RET_PF_CONTINUE
 
 
-def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:
+def _track_writes(vcpu: Vcpu, windows: list[Window], retired: bool) -> None:
     """Zap what stood behind every entry that the instruction changed."""
     kvm = vcpu.kvm
     kvm.mmu_lock.acquire()
     for window in windows:
         window.page.dirty = True
         after = kvm.mm.host.ram.read_page(window.page.pfn)
-        changes = _changes(window, after)
+        changes = _changes(window, after, retired)
         if changes:
             kvm_vcpu_mark_page_dirty(vcpu, window.gfn)
         for offset, length in changes:
@@ -220,12 +220,15 @@ def _track_writes(vcpu: Vcpu, windows: list[Window]) -> None:
     kvm.mmu_lock.release()
 
 
-def _changes(window: Window, after: bytes) -> list[tuple[int, int]]:
-    """(offset, length) of the stores: the faulting one if it explains every change, else whole changed entries."""
+def _changes(window: Window, after: bytes, retired: bool) -> list[tuple[int, int]]:
+    """(offset, length) of the stores: the faulting one if it explains every change, else whole changed entries.
+
+    If nothing has changed, an instruction that has retired has stored what was there.
+    """
     befores = [before for before in window.before if before != after]
-    if not befores:
-        return []
     start, end = window.offset, window.offset + window.size
+    if not befores:
+        return [(start, min(end, PAGE_SIZE) - start)] if retired else []
     if end <= PAGE_SIZE and all(one[:start] == after[:start] and one[end:] == after[end:] for one in befores):
         return [(start, window.size)]
     entries = range(0, PAGE_SIZE, 8)

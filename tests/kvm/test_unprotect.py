@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowvm.kvm.mmu.pte_write import WRITE_FLOODING_LIMIT
 from shadowvm.kvm.unprotect import x86_page_table_writing_insn
 from shadowvm.params import KvmParams
 from tests.guest_run import Result, config_for, run_checked
@@ -66,7 +67,15 @@ def emulated(result: Result) -> int:
 
 
 def test_a_table_that_is_cleared_is_given_up_at_the_first_store(tmp_path: Path) -> None:
-    assert emulated(run(tmp_path, ZEROED, unprotect_retry=0)) - emulated(run(tmp_path, ZEROED)) == 512
+    assert emulated(run(tmp_path, ZEROED, unprotect_retry=0)) - emulated(run(tmp_path, ZEROED)) == WRITE_FLOODING_LIMIT
+
+
+def test_stores_that_change_nothing_are_stores(tmp_path: Path) -> None:
+    """That half of the table is zero already: the page is given up as early."""
+    half = f"{DIRECTORY}mov edi, 0x308800\nmov ecx, 256\nxor eax, eax\nrep stosq\n{EXIT}"
+    result = run(tmp_path, half, unprotect_retry=0)
+    assert emulated(result) - emulated(run(tmp_path, half)) == WRITE_FLOODING_LIMIT
+    assert result.machine.kvm.stat.mmu_flooded == 1
 
 
 @pytest.mark.parametrize("source", [MAPS_ITSELF, MAPS_THE_CODE], ids=["itself", "the code"])

@@ -177,7 +177,7 @@ NOTIFIER_BUGS = [
     Bug("mmu_lock not taken", "LOCKDEP", [(START, "kvm.mmu_lock.acquire()", "pass")]),
 ]
 
-IGNORE_WRITES: Edit = (emulate._track_writes, "_changes(window, after)", "()")
+IGNORE_WRITES: Edit = (emulate._track_writes, "_changes(window, after, retired)", "()")
 
 MMU_BUGS = [
     Bug(

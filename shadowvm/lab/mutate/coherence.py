@@ -22,7 +22,7 @@ MUTATIONS = (
         "",
         "a store to a guest page table leaves the spte behind it as it was",
         ("I22", "I23"),
-        (Edit(emulate._track_writes, "_changes(window, after)", "()"),),
+        (Edit(emulate._track_writes, "_changes(window, after, retired)", "()"),),
         TABLE_TRACKED,
     ),
     Mutation(
@@ -31,7 +31,7 @@ MUTATIONS = (
         "a present spte gets another frame without being zapped and flushed",
         ("I22", "I23", "I19"),
         (
-            Edit(emulate._track_writes, "_changes(window, after)", "()"),
+            Edit(emulate._track_writes, "_changes(window, after, retired)", "()"),
             Edit(page_fault.mmu_set_spte, "        drop_spte(kvm, sptep)\n", ""),
         ),
         TABLE_TRACKED,
