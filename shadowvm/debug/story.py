@@ -50,24 +50,47 @@ def tell(fault: Sequence[Happened]) -> list[str]:
     """A line for each event that matters, of many alike in its middle for the first ones only."""
     if not fault:
         return ["no fault is in the history"]
-    told = [each for each in fault if each.tracepoint.name in _SENTENCES]
+    stale = _found_stale(fault)
+    told = [each for each in fault if each.tracepoint.name in _SENTENCES or each.number in stale]
     lines: list[str] = []
     seen: Counter[str] = Counter()
     skipped = 0
     for at, each in enumerate(told):
         name = each.tracepoint.name
         seen[name] += 1
-        if seen[name] > ALIKE and END <= at < len(told) - END:
+        if each.number not in stale and seen[name] > ALIKE and END <= at < len(told) - END:
             skipped += 1
             continue
         if skipped:
             lines.append(f"          ... {skipped} more like these")
             skipped = 0
         thread = "" if each.task == fault[0].task else f"({each.task}) "
-        lines.append(f"{each.number:>8}  {thread}{_SENTENCES[name](*each.args)}")
+        lines.append(f"{each.number:>8}  {thread}{stale.get(each.number) or _SENTENCES[name](*each.args)}")
     inside = fault[-1].number - fault[0].number
     done = "" if fault[-1].tracepoint.name == "kvm_entry" else ", and it is not over"
     return [*lines, f"{inside} events{done}"]
+
+
+def _found_stale(fault: Sequence[Happened]) -> dict[int, str]:
+    """By number of the event: where the fault dropped mmu_lock again without having asked for an spte, because what
+    it had read of the host may not hold any more (is_page_fault_stale)."""
+    found: dict[int, str] = {}
+    sampled = ended = 0
+    has_pfn = False
+    for each in fault:
+        name = each.tracepoint.name
+        ended += name == "mmu_notifier_invalidate_range_end"
+        if each.task != fault[0].task:
+            continue
+        if name == "kvm_mmu_seq_sample":
+            sampled, ended = each.args[2], 0
+        elif name in ("kvm_faultin_pfn", "kvm_mmu_spte_requested"):
+            has_pfn = name == "kvm_faultin_pfn"
+        elif name == "lock_release" and each.args[0].name == "mmu_lock" and has_pfn:
+            why = f"mmu_invalidate_seq is {sampled + ended} by now, not {sampled}: the frame may be another's"
+            found[each.number] = (why if ended else "an invalidation is under way") + "; the fault starts over"
+            has_pfn = False
+    return found
 
 
 def _page_fault(_vcpu: int, rip: int, gva: int, error_code: int) -> str:
