@@ -26,7 +26,8 @@ REGISTRY: dict[str, Tracepoint] = {}
 class Tracepoint:
     """One named transition. `fields` name the arguments; `text` formats them as the kernel's TP_printk does."""
 
-    __slots__ = ("fields", "name", "on", "point", "sinks", "system", "text")
+    __slots__ = ("__call__", "_hits", "fields", "name", "on", "point", "sinks", "system", "text")
+    __call__: Callable[..., None]
 
     def __init__(self, system: str, name: str, fields: str, text: Text, *, point: bool = False) -> None:
         self.system = system
@@ -36,24 +37,35 @@ class Tracepoint:
         self.point = point
         self.sinks: list[Sink] = []
         self.on = False
+        self._hits: dict[Sink, Callable[..., None]] = {}
+        self.__call__ = self._tell
         REGISTRY[name] = self
 
-    def __call__(self, *args: Any) -> None:
+    def _tell(self, *args: Any) -> None:
         for sink in self.sinks:
             sink(self, args)
 
     def __repr__(self) -> str:
         return f"<tracepoint {self.system}:{self.name}>"
 
-    def attach(self, sink: Sink) -> None:
-        """Call `sink` at every hit from now on."""
+    def attach(self, sink: Sink, hit: Callable[..., None] | None = None) -> None:
+        """Call `sink` at every hit from now on; or `hit` with the arguments alone, while nobody else listens."""
         self.sinks = [*self.sinks, sink]
-        self.on = True
+        if hit is not None:
+            self._hits[sink] = hit
+        self._choose()
 
     def detach(self, sink: Sink) -> None:
         """Stop calling `sink`."""
         self.sinks = [other for other in self.sinks if other is not sink]
+        self._hits.pop(sink, None)
+        self._choose()
+
+    def _choose(self) -> None:
+        """What a hit calls: its only listener, if that can be called like that."""
         self.on = bool(self.sinks)
+        hit = self._hits.get(self.sinks[0]) if len(self.sinks) == 1 else None
+        self.__call__ = self._tell if hit is None else hit
 
     def format(self, args: tuple[Any, ...]) -> str:
         """The text behind the colon of an ftrace line."""
@@ -61,9 +73,10 @@ class Tracepoint:
 
 
 class TraceClock:
-    """`ticks` moves whenever the number of retired instructions may be about to: once before each entry of a guest.
+    """`ticks` moves before each entry of a guest and each switch of tasks.
 
-    Between two ticks, and while no guest executes, virtual time stands still: a listener need not ask for it again.
+    Between two ticks, and while no guest executes, virtual time stands still and the task is the same: a listener need
+    not ask for them again.
     """
 
     __slots__ = ("ticks",)

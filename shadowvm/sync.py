@@ -30,6 +30,7 @@ from .events import (
     might_sleep,
     sched_switch,
     sched_wakeup,
+    trace_clock,
 )
 
 
@@ -109,12 +110,14 @@ class Scheduler:
                 self._switch(self.runnable.popleft())
         finally:
             self.current = root
+            trace_clock.ticks += 1
 
     def _switch(self, task: Task) -> None:
         if sched_switch.on:
             sched_switch(self.current.name, task.name)
         self.need_resched = any(other.vcpu is None or task.vcpu is None for other in self.runnable)
         self.current = task
+        trace_clock.ticks += 1
         task.glet.parent = greenlet.getcurrent()
         task.glet.switch()
 

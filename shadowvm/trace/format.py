@@ -129,10 +129,19 @@ def encode_column(values: Sequence[Any], number_of: Callable[[str], int]) -> byt
         except OverflowError:
             return _encode_json(values)
     except TypeError:
-        if all(type(value) is str for value in values):
-            numbers = array("Q", map(number_of, values))
-            return encode_numbers(Kind.STRING, np.frombuffer(numbers, np.uint64))
-        return _encode_json(values)
+        return _encode_strings(values, number_of) or _encode_json(values)
+
+
+def _encode_strings(values: Sequence[Any], number_of: Callable[[str], int]) -> bytes:
+    """Nothing if some are no strings. A chunk has few different ones."""
+    try:
+        different = dict.fromkeys(values)
+    except TypeError:
+        return b""
+    if not all(type(value) is str for value in different):
+        return b""
+    numbers = {value: number_of(value) for value in different}
+    return encode_numbers(Kind.STRING, np.frombuffer(array("Q", map(numbers.__getitem__, values)), np.uint64))
 
 
 def encode_numbers(kind: Kind, numbers: npt.NDArray[Any]) -> bytes:

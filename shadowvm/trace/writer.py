@@ -7,7 +7,8 @@ killed leaves a file that is good up to its last whole chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Protocol
@@ -67,7 +68,6 @@ class TraceWriter:
         self._rows: list[list[Any]] = [[] for _ in self._tracepoints]
         self._marks: list[tuple[int, int, int]] = []
         self._ticks = _NEVER
-        self._task: Task | None = None
         self._listed = 0
         self._known: set[int] = set()
         self._tasks: dict[Task, int] = {}
@@ -78,44 +78,53 @@ class TraceWriter:
     def watching(self) -> Iterator[None]:
         """Write the head, every event inside the block, and the tail, also if the block fails."""
         self._file.write(FILE_HEADER.pack(MAGIC, VERSION) + record(HEAD, to_json(describe(self._machine))))
-        sinks = [self._sink(number) for number in range(len(self._tracepoints))]
-        for tracepoint, sink in zip(self._tracepoints, sinks, strict=True):
-            tracepoint.attach(sink)
+        sinks: list[tuple[Tracepoint, Sink]] = []
+        for number, tracepoint in enumerate(self._tracepoints):
+            hit = self._hit(number)
+            sinks.append((tracepoint, _sink_of(hit)))
+            tracepoint.attach(sinks[-1][1], hit)
         try:
             yield
         finally:
-            for tracepoint, sink in zip(self._tracepoints, sinks, strict=True):
+            for tracepoint, sink in sinks:
                 tracepoint.detach(sink)
             self.flush()
             self._file.write(record(TAIL, to_json({"events": self.count, **self.tail})))
 
-    def _sink(self, number: int) -> Sink:
-        """The listener of one tracepoint. Whatever it does is done for every event: it is as short as it can be."""
-        rows, order, sched, clock = self._rows[number], self._order, self._machine.sched, trace_clock
-        extend, append = rows.extend, order.append
-        tracepoint = self._tracepoints[number]
+    def _hit(self, number: int) -> Callable[..., None]:
+        """What a tracepoint calls. It is done for every event: it is as short as it can be."""
+        order, clock, fields = self._order, trace_clock, self._tracepoints[number].fields
+        append, add, extend = order.append, self._rows[number].append, self._rows[number].extend
 
-        def sink(_tracepoint: Tracepoint, args: tuple[Any, ...]) -> None:
-            if clock.ticks != self._ticks or sched.current is not self._task:
+        def hit(*args: Any) -> None:
+            if clock.ticks != self._ticks:
                 self._mark()
             append(number)
             extend(args)
             if len(order) >= CHUNK_EVENTS:
                 self.flush()
 
-        if not LISTS.isdisjoint(tracepoint.fields):
-            return lambda tracepoint, args: sink(tracepoint, self._copy_lists(args))
-        if tracepoint.fields[:1] and tracepoint.fields[0] in STRUCTURES:
-            take = STRUCTURES[tracepoint.fields[0]].take
-            return lambda tracepoint, args: sink(tracepoint, take(args[0]))
-        return sink
+        def hit_lock(lock: Any) -> None:
+            if clock.ticks != self._ticks:
+                self._mark()
+            append(number)
+            add(lock.name)
+            if len(order) >= CHUNK_EVENTS:
+                self.flush()
+
+        if not LISTS.isdisjoint(fields):
+            return lambda *args: hit(*self._copy_lists(args))
+        if len(fields) == 1 and fields[0] in STRUCTURES:
+            take = STRUCTURES[fields[0]].take
+            return hit_lock if fields[0] == "lock" else lambda arg: hit(*take(arg))
+        return hit
 
     def _mark(self) -> None:
         """Time or task are not what they were. While the guest executes, nobody says when time passes."""
         machine = self._machine
         loaded = machine.kvm.loaded
         self._ticks = _NEVER if loaded is not None and loaded.engine.running else trace_clock.ticks
-        self._task = task = machine.sched.current
+        task = machine.sched.current
         number = self._tasks.get(task)
         if number is None:
             number = self._tasks[task] = len(self._tasks)
@@ -135,27 +144,27 @@ class TraceWriter:
         count, self._listed = len(self._order), 0
         if not count:
             return
-        order = np.array(self._order, np.uint64)
-        present = np.flatnonzero(np.bincount(self._order)).tolist()
+        order = np.frombuffer(array("q", self._order), np.int64)
+        hits = np.bincount(order).tolist()
         columns = [encode_numbers(Kind.UNSIGNED, order)]
         columns += [self._encode(values) for values in zip(*self._marks, strict=True)]
-        for number in present:
-            columns += self._encode_rows(number)
+        for number in filter(hits.__getitem__, range(len(hits))):
+            columns += self._encode_rows(number, hits[number])
         prelude = self._take_prelude()
         head = (len(prelude).to_bytes(4, "little"), prelude, COUNTS.pack(count, len(self._marks)))
         self.count += count
         self._order.clear()
         self._marks.clear()
-        self._task = None
+        self._ticks = _NEVER
         self._file.write(record(EVENTS, b"".join((*head, *columns))))
 
-    def _encode_rows(self, number: int) -> Iterator[bytes]:
+    def _encode_rows(self, number: int, hits: int) -> Iterator[bytes]:
         """The columns of one tracepoint."""
         rows, tracepoint, width = self._rows[number], self._tracepoints[number], len(self._columns[number])
         if number not in self._known:
             self._known.add(number)
             self._prelude["tracepoints"].append((number, tracepoint.name, tracepoint.system, self._columns[number]))
-        if len(rows) != width * self._order.count(number):
+        if len(rows) != width * hits:
             raise ModelBug(f"{tracepoint.name} was hit with other arguments than {', '.join(tracepoint.fields)}")
         for index in range(width):
             yield self._encode(rows[index::width])
@@ -175,6 +184,11 @@ class TraceWriter:
         """What has become known with this chunk."""
         prelude, self._prelude = self._prelude, {name: [] for name in self._prelude}
         return to_json(prelude) if any(prelude.values()) else b""
+
+
+def _sink_of(hit: Callable[..., None]) -> Sink:
+    """The same for a tracepoint that others listen to as well."""
+    return lambda _tracepoint, args: hit(*args)
 
 
 def describe(machine: Machine) -> dict[str, Any]:

@@ -95,13 +95,21 @@ def _indirect(vcpu: Vcpu, sp: KvmMmuPage, gva: Gva, pferr: int) -> bool:
 def _trace_walk(vcpu: Vcpu, gva: Gva, pferr: int) -> None:
     """Show the walk as a whole all the same; looks at the guest's tables without touching them."""
     kvm_mmu_pagetable_walk(gva, pferr)
-    gfn = vcpu.root_gfn
+    mm, q, slot, gfn = vcpu.kvm.mm, vcpu.kvm.q, vcpu.slot, vcpu.root_gfn
     for level in vcpu.levels if vcpu.mode >= PT64 else ():
-        slot = vcpu.memslots.find(gfn)
-        pte = 0 if slot is None else host_pte(vcpu.kvm.mm, slot.vpn(gfn))
-        if not pte & PT_PRESENT:
-            return
-        entry = vcpu.kvm.q[((pte & PT_ADDR_MASK) >> PAGE_SHIFT << 9) + (gva >> 3 + 9 * level & 511)]
+        if not slot.base_gfn <= gfn < slot.end_gfn:
+            found = vcpu.memslots.find(gfn)
+            if found is None:
+                return
+            slot = found
+        vpn = slot.vpn(gfn)
+        table = mm.tlb.get(vpn)
+        if table is None:
+            pte = host_pte(mm, vpn)
+            if not pte & PT_PRESENT:
+                return
+            table = (pte & PT_ADDR_MASK) >> PAGE_SHIFT << 9
+        entry = q[table + (gva >> 3 + 9 * level & 511)]
         kvm_mmu_paging_element(entry, level)
         if level > 1 and entry & PT_PAGE_SIZE:
             return
