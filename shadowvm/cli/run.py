@@ -76,9 +76,11 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(main=main)
 
 
-def add_machine_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that config_from_args() reads."""
-    parser.add_argument("guest", metavar="GUEST", nargs="?", help="a bundled guest (see shadowvm guests) or an image")
+def add_machine_flags(
+    parser: argparse.ArgumentParser, guest: str = "a bundled guest (see shadowvm guests) or an image"
+) -> None:
+    """The flags that config_from_args() reads, and what GUEST is."""
+    parser.add_argument("guest", metavar="GUEST", nargs="?", help=guest)
     for flag, metavar, default, text in _FLAGS:
         parser.add_argument(flag, metavar=metavar, default=default, help=text)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="0: tasks in fixed order; others preempt")
@@ -167,14 +169,12 @@ def main(args: argparse.Namespace) -> int:
 
         return serve(config, args.gdb)
     check = _check_from_args(args)
-    from ..cpu.native import cache  # noqa: PLC0415 - after the flags are known to be good
-    from ..machine import Machine  # noqa: PLC0415
+    from ..machine import Machine  # noqa: PLC0415 - after the flags are known to be good
 
     with ExitStack() as stack:
         report = stack.enter_context(output_file(args.json)) if args.json is not None else None
         trace = _trace_output(stack, args.trace)
-        if sys.stderr.isatty():
-            cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
+        announce_compilation()
         started = time.perf_counter()
         machine = Machine(config, _stdout_writer())
         listeners = _attach(stack, machine, check, trace=trace, digest=report is not None)
@@ -190,6 +190,14 @@ def main(args: argparse.Namespace) -> int:
     checked = listeners.sanitizer.coverage() if partial_check and listeners.sanitizer is not None else ""
     _summary(machine, outcome, results, checked)
     return outcome.status
+
+
+def announce_compilation() -> None:
+    """On a terminal, say so if the native code is not there yet."""
+    from ..cpu.native import cache  # noqa: PLC0415
+
+    if sys.stderr.isatty():
+        cache.load(lambda: print("compiling the CPU's native code, once...", file=sys.stderr))
 
 
 def _run(machine: Machine, listeners: _Listeners, started: float) -> tuple[Outcome, dict[str, Any]]:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
-from typing import IO, Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import IO, Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -40,6 +40,7 @@ from .format import (
     flat_fields,
 )
 
+_Result = TypeVar("_Result")
 _DAMAGE = (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError)
 """What parsing a damaged record may end in."""
 
@@ -92,6 +93,15 @@ class Trace:
             except _DAMAGE as error:
                 raise self._damaged(offset, error) from None
 
+    def each(self, visit: Callable[[Chunk], _Result]) -> Iterator[_Result]:
+        """What `visit` makes of each chunk; if it stumbles, the chunk is damaged."""
+        for offset, chunk in self._chunks():
+            try:
+                result = visit(chunk)
+            except _DAMAGE as error:
+                raise self._damaged(offset, error) from None
+            yield result
+
     def columns(self, name: str) -> Hits:
         """All hits of one tracepoint."""
         return self.all_columns([name])[name]
@@ -99,21 +109,23 @@ class Trace:
     def all_columns(self, names: Collection[str]) -> dict[str, Hits]:
         """All hits of each of these, in one pass."""
         found = {name: _Gatherer() for name in names}
-        first = 0
-        for offset, chunk in self._chunks():
-            try:
-                for name in found.keys() & chunk.tables.numbers.keys():
-                    found[name].add(chunk, chunk.tables.numbers[name], first)
-            except _DAMAGE as error:
-                raise self._damaged(offset, error) from None
-            first += len(chunk.order)
-        return {name: each.hits(name, self._tables) for name, each in found.items()}
+
+        def gather(chunk: Chunk) -> None:
+            for name in found.keys() & chunk.tables.numbers.keys():
+                found[name].add(chunk, chunk.tables.numbers[name], self.count - len(chunk.order))
+
+        for _ in self.each(gather):
+            pass
+        try:
+            return {name: each.hits(name, self._tables) for name, each in found.items()}
+        except _DAMAGE as error:
+            raise ConfigError(f"{self.path}: damaged: {error}") from None
 
     def counts(self) -> dict[str, int]:
         """Hits of each tracepoint that was hit, by name."""
         totals: dict[int, int] = {}
-        for _, chunk in self._chunks():
-            for number, rows in zip(*np.unique(chunk.order, return_counts=True), strict=True):
+        for order in self.each(lambda chunk: chunk.order):
+            for number, rows in zip(*np.unique(order, return_counts=True), strict=True):
                 totals[int(number)] = totals.get(int(number), 0) + int(rows)
         return {self._tables.tracepoints[number].name: total for number, total in totals.items()}
 
