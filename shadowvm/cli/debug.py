@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..config import parse_size
 from ..errors import ConfigError, ShadowvmError
 from ..guests import find_image
+from .interrupt import Interrupts
+from .prompt import prompt
 from .run import add_machine_flags, config_from_args
 
 if TYPE_CHECKING:
@@ -56,16 +58,16 @@ def main(args: argparse.Namespace) -> int:
     """Debug; returns the exit status: 0, or with --batch 1 if a command was refused."""
     timeline = _timeline(args)
     from ..debug.monitor import Monitor  # noqa: PLC0415 - after the flags are known to be good
-    from .prompt import prompt  # noqa: PLC0415
 
+    monitor, interrupts = Monitor(timeline), Interrupts(timeline.interrupt)
     try:
-        monitor = Monitor(timeline)
-        status = _execute_script(monitor, [line for lines in args.script for line in lines])
-        if args.batch:
-            return status
-        for line in prompt(monitor, PROMPT):
-            _execute(monitor, Line(line))
-        return 0
+        with interrupts.heard():
+            status = _execute_script(monitor, interrupts, [line for lines in args.script for line in lines])
+            if args.batch:
+                return status
+            for line in prompt(monitor, interrupts, PROMPT):
+                _execute(monitor, Line(line))
+            return 0
     finally:
         timeline.close()
 
@@ -88,7 +90,7 @@ def _timeline(args: argparse.Namespace) -> Timeline:
     return Timeline(target_maker(config), *limits)
 
 
-def _execute_script(monitor: Monitor, lines: list[Line]) -> int:
+def _execute_script(monitor: Monitor, interrupts: Interrupts, lines: list[Line]) -> int:
     """Every line, to the last or to `quit`; an interrupted one is the last. The status: 1 if one was refused."""
     status = 0
     for line in lines:
@@ -98,19 +100,16 @@ def _execute_script(monitor: Monitor, lines: list[Line]) -> int:
             print(f"{PROMPT}{line.text.strip()}")
         if not _execute(monitor, line):
             status = 1
-        if monitor.timeline.interrupted:
+        if interrupts.happened:
             return 1
     return status
 
 
 def _execute(monitor: Monitor, line: Line) -> bool:
     """One command; whether it was not refused. Ctrl-C stops what runs, and leaves the machine where it is then."""
-    from .interrupt import on_interrupt  # noqa: PLC0415
-
     done = True
     try:
-        with on_interrupt(monitor.timeline.interrupt):
-            lines = monitor.execute(line.text)
+        lines = monitor.execute(line.text)
     except ShadowvmError as error:
         lines, done = [f"{line.where}{error}"], False
     for text in lines:

@@ -64,14 +64,40 @@ def _watch(fd: int, kick: Callable[[], None]) -> None:
         kick()
 
 
-@contextmanager
-def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` for SIGINT inside the block, instead of raising. Outside of the main thread: do nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: stop())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+class Interrupts:
+    """Ctrl-C in a session: at a prompt it drops the line, by KeyboardInterrupt; else it calls `stop`.
+
+    happened: it did the latter since the last prompt. Outside of the main thread nothing is heard.
+    """
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self.stop = stop
+        self.happened = False
+        self._at_prompt = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Inside the block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _signal(self, _number: int, _frame: object) -> None:
+        if self._at_prompt:
+            raise KeyboardInterrupt
+        self.happened = True
+        self.stop()
+
+    def input(self, text: str) -> str:
+        """input(). KeyboardInterrupt, EOFError."""
+        self.happened = False
+        self._at_prompt = True
+        try:
+            return input(text)
+        finally:
+            self._at_prompt = False

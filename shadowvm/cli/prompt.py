@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..debug.monitor import Monitor
+    from .interrupt import Interrupts
 
 HISTORY_LENGTH = 1000
 _DELIMITERS = " \t\n+-*/%&|^~()<>=!"
 
 
-def prompt(monitor: Monitor, text: str) -> Iterator[str]:
+def prompt(monitor: Monitor, interrupts: Interrupts, text: str) -> Iterator[str]:
     """Commands until the monitor is done."""
     _use_readline(monitor)
     last = ""
     while not monitor.done:
+        monitor.timeline.interrupted = False
         try:
-            line = input(text)
+            line = interrupts.input(text)
         except EOFError:
             if sys.stdin.isatty():
                 print()

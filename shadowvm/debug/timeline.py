@@ -26,7 +26,7 @@ _START = Position(0, 0)
 
 class Timeline:
     """See the module. worker: the one that runs; poll: asked between slices whether to stop. interrupted: interrupt()
-    was called since the machine was last told to run.
+    was called, and nothing has stopped for it yet.
     """
 
     def __init__(self, make: Callable[[], Target], limit: int = MAX_CHECKPOINTS, memory: int = DEFAULT_MEMORY) -> None:
@@ -71,9 +71,10 @@ class Timeline:
 
     def go(self, until: int = 0, until_event: int = 0, breaks: Sequence[Break] = ()) -> Stop:
         """As Target.go(), with checkpoints on the way."""
-        self.interrupted = False
-        while self.stop.kind != "exit" and not self._slice_of(until, until_event, breaks) and self._goes_on():
-            pass
+        while self.stop.kind != "exit" and not self._heard_interrupt():
+            if self._slice_of(until, until_event, breaks):
+                break
+            self._checkpoint()
         return self.stop
 
     def _slice_of(self, until: int, until_event: int, breaks: Sequence[Break]) -> bool:
@@ -92,17 +93,22 @@ class Timeline:
             return 0 < until <= stop.position.instructions
         return stop.kind != "events" or stop.position.events == until_event
 
-    def _goes_on(self) -> bool:
-        """At the end of a slice that is not the last: make a checkpoint, and look for interrupts."""
+    def _checkpoint(self) -> None:
+        """At the end of a slice that is not the last, if there is none nearby."""
         if not self._automatic.has_near(self.position, self._slice // 2, SLICE_EVENTS // 2):
             self._automatic.add(self.position, self.worker)
-        if self.interrupted or (self.poll is not None and self.poll()):
-            self.stop = self.stop._replace(kind="interrupt")
+
+    def _heard_interrupt(self) -> bool:
+        """Between slices: is this where the machine is to stop?"""
+        if not self.interrupted and (self.poll is None or not self.poll()):
             return False
+        self._moved(self.stop._replace(kind="interrupt"))
         return True
 
     def _moved(self, stop: Stop) -> None:
         self.stop = stop
+        if stop.kind == "interrupt":
+            self.interrupted = False
         if stop.kind == "exit":
             self.end = stop.position
 
@@ -126,11 +132,13 @@ class Timeline:
         """Stand at a position of this run, behind or ahead; elsewhere if it is interrupted."""
         if where < self.position or self.stop.kind == "exit":
             self._restore(self._nearest(where))
-        self.interrupted = False
         while self._is_far(where):
-            self._slice_of(0, 0, ())
-            if self.stop.kind not in ("instructions", "events") or not self._goes_on():
+            if self._heard_interrupt():
                 return self.stop
+            self._slice_of(0, 0, ())
+            if self.stop.kind not in ("instructions", "events"):
+                return self.stop
+            self._checkpoint()
         self._moved(self._run(self.worker, "go_to", where))
         return self.stop
 
@@ -167,13 +175,11 @@ class Timeline:
     def back_to_break(self, breaks: Sequence[Break]) -> Stop | None:
         """To the last hit of a break before this position; None, and at the start, if there was none."""
         end = self.position
-        self.interrupted = False
         for checkpoint in reversed(self._automatic.before(end)):
             scout = checkpoint.worker.fork()
             hit: Stop | None = self._run(scout, "last_hit", end, breaks)
             scout.close()
-            if self.interrupted or (self.poll is not None and self.poll()):
-                self.stop = self.stop._replace(kind="interrupt")
+            if self._heard_interrupt():
                 return self.stop
             if hit is not None:
                 self._restore(self._nearest(Position(hit.began, 0) if hit.began is not None else hit.position))

@@ -146,7 +146,9 @@ def test_checkpoints_change_nothing(timeline_of: Callable[..., Timeline], monkey
 
 def test_a_run_and_a_way_back_can_be_interrupted(timeline_of: Callable[..., Timeline]) -> None:
     timeline = timeline_of()
-    for move in (timeline.go, lambda: timeline.back_to_break([At("kvm_inj_virq")])):
+    timeline.go()
+    for move in (lambda: timeline.back_to_break([At("kvm_inj_virq")]), lambda: timeline.seek_event(1 << 40)):
+        timeline.go_to(Position(2_000_000, 0))
         timer = Timer(0.05, timeline.interrupt)
         timer.start()
         stop = move()

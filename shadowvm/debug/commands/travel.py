@@ -83,7 +83,6 @@ def _loadvm(monitor: Monitor, text: str) -> Lines:
     if not text:
         raise ConfigError("loadvm: name a file")
     timeline = monitor.timeline
-    timeline.interrupted = False
     timeline.become(load_timeline(text, timeline.limits, poll=lambda: timeline.interrupted))
     monitor.look_afresh()
     return monitor.stopped(monitor.timeline.stop)
