@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .output import binary_file
 
 if TYPE_CHECKING:
     from ..events import Tracepoint
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..trace.filter import Test
     from ..trace.reader import Trace
 
+BATCH = 1024
 _NS = {"": 1, "ns": 1, "us": 1000, "ms": 1_000_000, "s": 1_000_000_000}
 
 
@@ -42,7 +44,9 @@ def add_parser(commands: Any) -> None:
         metavar=("FROM", "TO"),
         help="virtual time, as 1315475, 1315us or 0.0013s; TO is not in",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object a line")
+    form.add_argument("--perfetto", metavar="OUT", help="write a .pftrace for ui.perfetto.dev instead")
     parser.set_defaults(main=main)
 
 
@@ -53,11 +57,28 @@ def main(args: argparse.Namespace) -> int:
     choose = _Choice(args)
     trace = open_trace(args.file)
     events = choose.events(trace)
+    if args.perfetto is not None:
+        _write_perfetto(args.perfetto, trace, events)
+        return 0
     lines = map(_json_line(trace), events) if args.json else _ftrace_lines(trace, events)
     for line in lines:
         sys.stdout.write(line)
     warn_if_truncated(trace)
     return 0
+
+
+def _write_perfetto(path: str, trace: Trace, events: Iterator[TraceEvent]) -> None:
+    from ..trace.perfetto import packets  # noqa: PLC0415
+
+    with binary_file(path) as output:
+        pieces: list[bytes] = []
+        for packet in packets(trace.header, events, trace.fields_of):
+            pieces.append(packet)
+            if len(pieces) >= BATCH:
+                output.write(b"".join(pieces))
+                pieces.clear()
+        output.write(b"".join(pieces))
+    warn_if_truncated(trace)
 
 
 def warn_if_truncated(trace: Trace) -> None:
@@ -79,7 +100,7 @@ def _json_line(trace: Trace) -> Callable[[TraceEvent], str]:
     """`fields` has the arguments by name, structures as objects."""
 
     def line(event: TraceEvent) -> str:
-        fields = dict(zip(trace.tracepoints[event.name].fields, map(_plain, event.args), strict=True))
+        fields = dict(zip(trace.fields_of(event.name), map(_plain, event.args), strict=True))
         head = {"now": event.now, "task": event.task, "pid": event.pid, "vcpu": event.vcpu, "event": event.name}
         return json.dumps({**head, "fields": fields}) + "\n"
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..events import REGISTRY
-from .format import COUNTS, MAX_EVENTS, STRUCTURES, Column, find_column, flat_fields
+from .format import COUNTS, MAX_EVENTS, STRUCTURES, Column, find_column, flat_fields, one_line
 
 MAX_FIELDS = 64
 
@@ -98,10 +98,9 @@ def _word(text: Any) -> str:
 
 
 def _line(text: Any) -> str:
-    """A text that cannot break the line, or the terminal, that it is printed to."""
     if not isinstance(text, str):
         raise ValueError("no text")
-    return text if text.isprintable() else repr(text)
+    return one_line(text)
 
 
 class Chunk(NamedTuple):

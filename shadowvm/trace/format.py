@@ -114,6 +114,11 @@ def record(tag: bytes, payload: bytes) -> bytes:
     return b"".join((header, CHECK.pack(crc32(header)), payload))
 
 
+def one_line(text: str) -> str:
+    """A text that cannot break the line, or the terminal, that it is printed to."""
+    return text if text.isprintable() else repr(text)
+
+
 def to_json(value: Any) -> bytes:
     """Compact JSON; what JSON has no form for becomes its text."""
     return json.dumps(value, separators=(",", ":"), default=str).encode()
@@ -195,7 +200,7 @@ class Column(NamedTuple):
             values = json.loads(bytes(self.data))
             if not isinstance(values, list) or len(values) != self.rows:
                 raise ValueError("a list of another length")
-            return values
+            return [one_line(value) if isinstance(value, str) else value for value in values]
         numbers: list[int] = self.numbers().tolist()
         return [strings[number] for number in numbers] if self.kind is Kind.STRING else numbers
 

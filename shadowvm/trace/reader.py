@@ -129,6 +129,10 @@ class Trace:
                 totals[int(number)] = totals.get(int(number), 0) + int(rows)
         return {self._tables.tracepoints[number].name: total for number, total in totals.items()}
 
+    def fields_of(self, name: str) -> tuple[str, ...]:
+        """What the arguments of an event of this pass are called."""
+        return self._tables.tracepoints[self._tables.numbers[name]].fields
+
     def text(self, event: TraceEvent) -> str:
         """What ftrace prints behind the event's name; a tracepoint that this version does not know, by its fields."""
         declared = self._tables.tracepoints[self._tables.numbers[event.name]]

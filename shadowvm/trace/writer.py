@@ -203,6 +203,8 @@ def describe(machine: Machine) -> dict[str, Any]:
             "swap": config.swap_size,
             "kvm_params": {name: value for name, value in params.items() if value != getattr(DEFAULT_PARAMS, name)},
         },
+        "host_pages": machine.ram.nr_frames,
+        "free_pages": machine.host.zone.nr_free,
         "memslots": [
             {
                 "id": slot.id,
