@@ -13,10 +13,11 @@ from shadowvm.addr import HUGE_PAGE_SIZE, PAGE_SHIFT, Gfn, Gpa, Hva
 from shadowvm.errors import ModelBug
 from shadowvm.kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty_log
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES as LOG
-from shadowvm.kvm.mmu import split
+from shadowvm.kvm.mmu import nx_huge_page, split
 from shadowvm.kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages, nx_huge_page_recovery_period_ms
 from shadowvm.kvm.mmu.rmap import rmap_sptes
 from shadowvm.kvm.mmu.tdp_mmu import tdp_leaves
+from shadowvm.kvm.vm import KVM_REQ_TLB_FLUSH
 from shadowvm.machine import Machine
 from shadowvm.mm.huge import Thp
 from shadowvm.mm.khugepaged import ScanResult, collapse_huge_page
@@ -315,6 +316,30 @@ def test_recovery_brings_large_pages_back_oldest_first(tmp_path: Path, mmu: str)
     assert left
     assert loaded == (True, False)
     assert executed == (False, False)
+
+
+def test_recovery_lets_others_have_the_lock_after_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has zapped is flushed and freed by then."""
+    monkeypatch.setattr(nx_huge_page, "NX_RECOVERY_BATCH", 1)
+    second = RUN.replace(f"{EXTRA + 0x7000:#x}", f"{EXTRA + HUGE_PAGE_SIZE:#x}")
+    params = KvmParams(nx_huge_pages=1, nx_huge_pages_recovery_ratio=1)
+    machine, _ = machine_with(tmp_path, RUN, second, kvm_params=params)
+    kvm, seen = machine.kvm, []
+
+    def look() -> None:
+        unfreed = sum(sp.invalid for sp in kvm.sp_by_pfn.values())
+        flushed = all(vcpu.requests & KVM_REQ_TLB_FLUSH for vcpu in kvm.vcpus)
+        seen.append((kvm.mmu_lock.held, unfreed, flushed, len(kvm.possible_nx_huge_pages)))
+
+    def recover() -> int:
+        machine.sched.spawn("other", look)
+        machine.sched.need_resched = True
+        zapped = kvm_recover_nx_huge_pages(kvm)
+        look()
+        return zapped
+
+    assert run_steps(machine, lambda: None, recover) == [None, 2]
+    assert seen == [(False, 0, True, 1), (False, 0, True, 0)]
 
 
 @EACH
