@@ -14,6 +14,12 @@ from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
 from shadowvm.mm.mm_struct import mmap
+from shadowvm.mm.mmu_notifier import (
+    MmuNotifierEvent,
+    MmuNotifierRange,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from shadowvm.mm.uaccess import copy_to_user
 from shadowvm.params import KvmParams
 from tests.guest_run import config_for
@@ -93,6 +99,33 @@ def test_a_vcpu_does_not_remember_a_slot_that_has_changed(machine: Machine) -> N
     machine.vcpu.slot = machine.kvm.memslots.slots[0]
     machine.kvm.set_user_memory_region(SLOT, EXTRA, 0, hva)
     assert machine.vcpu.slot not in machine.kvm.memslots.slots
+
+
+def test_an_update_waits_for_the_invalidations_that_have_begun(machine: Machine) -> None:
+    """Two of them; their ends must find the slots that their starts have found."""
+    sched, mm = machine.sched, machine.mm
+    hva = add(machine)
+    order: list[str] = []
+
+    def invalidate(name: str, turns: int) -> None:
+        range_ = MmuNotifierRange(mm, hva, Hva(hva + PAGE_SIZE), MmuNotifierEvent.CLEAR)
+        mmu_notifier_invalidate_range_start(range_)
+        for _ in range(turns):
+            sched.preempt()
+        mmu_notifier_invalidate_range_end(range_)
+        order.append(name)
+
+    def update() -> None:
+        machine.kvm.set_user_memory_region(SLOT, EXTRA, 0, hva)
+        order.append("deleted")
+
+    sched.spawn("long", lambda: invalidate("long", 9))
+    sched.spawn("short", lambda: invalidate("short", 2))
+    sched.spawn("update", update)
+    sched.run()
+    assert order == ["short", "long", "deleted"]
+    assert machine.kvm.mmu_invalidate_in_progress == 0
+    machine.close()
 
 
 def test_a_call_that_changes_nothing_is_no_generation(machine: Machine) -> None:
