@@ -19,7 +19,7 @@ EXIT_INTERNAL = 127
 EXIT_SIGNAL = 128
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-COMMANDS = ("run", "debug", "trace", "stat", "guests", "mutate", "oracle")
+COMMANDS = ("run", "debug", "trace", "stat", "report", "guests", "mutate", "oracle")
 
 
 class Parser(argparse.ArgumentParser):

@@ -60,6 +60,15 @@ class Hits(NamedTuple):
     fields: dict[str, npt.NDArray[Any]]
 
 
+class Order(NamedTuple):
+    """Every event of a file, as arrays of the same length. name: index into `names`. now, task: as in Hits."""
+
+    names: list[str]
+    name: npt.NDArray[np.int64]
+    now: npt.NDArray[np.int64]
+    task: npt.NDArray[np.int64]
+
+
 class Trace:
     """A trace file. tail, truncated, count (events) and the tables are those of the last pass."""
 
@@ -120,6 +129,15 @@ class Trace:
             return {name: each.hits(name, self._tables) for name, each in found.items()}
         except _DAMAGE as error:
             raise ConfigError(f"{self.path}: damaged: {error}") from None
+
+    def order(self) -> Order:
+        """Which tracepoint every event is of, when, and in which task."""
+        empty = np.zeros(0, np.int64)
+        parts = [(empty, empty, empty), *self.each(_order_of)]
+        numbers, now, task = (np.concatenate(part) for part in zip(*parts, strict=True))
+        declared = sorted(self._tables.tracepoints)
+        names = [self._tables.tracepoints[number].name for number in declared]
+        return Order(names, np.searchsorted(np.array(declared, np.int64), numbers), now, task)
 
     def counts(self) -> dict[str, int]:
         """Hits of each tracepoint that was hit, by name."""
@@ -228,6 +246,10 @@ def _json_object(payload: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value
+
+
+def _order_of(chunk: Chunk) -> tuple[npt.NDArray[np.int64], ...]:
+    return chunk.order.astype(np.int64), chunk.spread(chunk.now), chunk.spread(chunk.tasks)
 
 
 class _Gatherer:
