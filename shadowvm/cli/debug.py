@@ -37,6 +37,7 @@ def add_parser(commands: Any) -> None:
     script = {"dest": "script", "action": "append", "default": []}
     parser.add_argument("-x", metavar="FILE", type=_from_file, help="execute the commands in a file", **script)
     parser.add_argument("-ex", metavar="CMD", type=lambda text: [Line(text)], help="execute a command", **script)
+    parser.add_argument("--tui", "-tui", action="store_true", help="a full-screen view instead of the prompt")
     parser.add_argument("--batch", action="store_true", help="no prompt; end when the commands are done")
     parser.add_argument("-loadvm", "--loadvm", metavar="FILE", help="the machine that savevm has saved, where it was")
     parser.add_argument(
@@ -56,6 +57,8 @@ def _from_file(path: str) -> list[Line]:
 
 def main(args: argparse.Namespace) -> int:
     """Debug; returns the exit status: 0, or with --batch 1 if a command was refused."""
+    if args.tui:
+        return _full_screen(args)
     timeline = _timeline(args)
     from ..debug.monitor import Monitor  # noqa: PLC0415 - after the flags are known to be good
 
@@ -70,6 +73,20 @@ def main(args: argparse.Namespace) -> int:
             return 0
     finally:
         timeline.close()
+
+
+def _full_screen(args: argparse.Namespace) -> int:
+    if args.batch:
+        raise ConfigError("debug: --batch has no use for --tui")
+    try:
+        import textual  # noqa: F401, PLC0415 - no part of the smallest installation
+    except ImportError:
+        raise ConfigError("debug: --tui needs textual: pip install 'shadowvm[tui]'") from None
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("debug: --tui needs a terminal")
+    from ..debug.tui.start import run  # noqa: PLC0415
+
+    return run(lambda: _timeline(args), [line.text for lines in args.script for line in lines])
 
 
 def _timeline(args: argparse.Namespace) -> Timeline:

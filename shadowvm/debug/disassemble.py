@@ -48,8 +48,13 @@ def instructions(vcpu: Vcpu, at: int, count: int) -> Iterator[Instruction]:
 
 def instruction_text(one: Instruction, symbols: Symbols) -> str:
     """`0x101d70 <main+4>:  call 0x100040 <memset>`."""
+    return f"{one.address:#x}{symbols.text(one.address)}:  {words_text(one, symbols)}"
+
+
+def words_text(one: Instruction, symbols: Symbols) -> str:
+    """The same without its address."""
     target = symbols.text(int(one.operands, 16)) if re.fullmatch(r"0x[0-9a-f]+", one.operands) else ""
-    return f"{one.address:#x}{symbols.text(one.address)}:  {one.mnemonic} {one.operands}".rstrip() + target
+    return f"{one.mnemonic} {one.operands}".rstrip() + target
 
 
 def body(vcpu: Vcpu, function: Symbol) -> Iterator[Instruction]:

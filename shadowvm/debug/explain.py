@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ..mm.page_alloc import Page
 
 KINDS = ("gva", "gpa", "gfn", "hva", "pfn", "sptep")
-_MODE_NAMES = {
+MODE_NAMES = {
     PagingMode.NONPAGING: "no paging",
     PagingMode.PT32: "32-bit paging",
     PagingMode.PAE: "PAE paging",
@@ -54,7 +54,7 @@ _BITS = (
     (PT_PAGE_SIZE, "PS"),
     (PT_NX, "NX"),
 )
-_SPTE_BITS = (
+SPTE_BITS = (
     (SPTE_HOST_WRITABLE, "host-writable"),
     (SPTE_MMU_WRITABLE, "mmu-writable"),
 )
@@ -73,7 +73,7 @@ def explain(machine: Machine, vcpu: Vcpu, kind: str, value: int) -> list[str]:
 def _gva(machine: Machine, vcpu: Vcpu, gva: int) -> Iterator[str]:
     engine = vcpu.engine
     mode = paging_mode(engine.cr0, engine.cr4, engine.efer)
-    yield f"gva {gva:#x}: vCPU {vcpu.id}, {_MODE_NAMES[mode]}, cr3 {engine.cr3:#x}"
+    yield f"gva {gva:#x}: vCPU {vcpu.id}, {MODE_NAMES[mode]}, cr3 {engine.cr3:#x}"
     walk = guest_walk(vcpu, Gva(gva))
     for step in walk.steps:
         entry = "no memory is there" if step.entry is None else entry_text(step.entry)
@@ -104,7 +104,7 @@ def _gfn(machine: Machine, vcpu: Vcpu, number: int) -> Iterator[str]:
         yield f"  dirty log: gfn {gfn:#x} is {'dirty' if gfn in slot.dirty_bitmap else 'clean'}"
     yield from _host_side(kvm.mm, slot.vpn(gfn))
     yield from spte_lines(kvm, slot, gfn)
-    yield from _tlbs(kvm, slot, gfn)
+    yield from tlbs(kvm, slot, gfn)
 
 
 def _slot_text(slot: MemSlot) -> str:
@@ -179,7 +179,7 @@ def spte_text(spte: int) -> str:
     """An spte with its bits by name."""
     if not spte & SPTE_MMU_PRESENT:
         return f"{spte:#x} not present"
-    return " ".join([entry_text(spte), *(name for bit, name in _SPTE_BITS if spte & bit)])
+    return " ".join([entry_text(spte), *(name for bit, name in SPTE_BITS if spte & bit)])
 
 
 def sptes_of(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> list[int]:
@@ -204,7 +204,8 @@ def spte_lines(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
         yield f"  in the shadow page of gfn {sp.gfn:#x}, {role_text(sp.role)}{state}"
 
 
-def _tlbs(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
+def tlbs(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
+    """Which TLBs may hold a translation to the frame of a gfn."""
     pte = host_pte(kvm.mm, slot.vpn(gfn))
     if not pte & PT_PRESENT:
         return

@@ -14,6 +14,7 @@ from . import lists
 from .disassemble import Instruction, body, instruction_text, instructions, leaves
 from .explain import explain
 from .guest_tables import info_mem, info_tab, info_tlb
+from .panes import panes
 from .peek import guest_walk, peek_guest, peek_virtual, vcpu_of
 from .registers_text import creg, info_registers
 from .story import last_fault, tell
@@ -162,4 +163,5 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "symbol_names": symbol_names,
     "counters": counters,
     "output": output,
+    "panes": panes,
 }
