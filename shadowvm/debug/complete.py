@@ -34,8 +34,9 @@ def completions(line: str, symbols: Sequence[str] = (), more: Iterable[str] = ()
     elif command == "help":
         near = names
     else:
-        first = before.strip() == command
-        near = [*(_WORDS.get(command, ()) if first else ()), *(sorted(REGISTRY) if command in _POINTS else ())]
+        first = len(before.split()) == 1 or not before[-1].isspace()
+        points = command in _POINTS and not before.endswith("*")
+        near = [*(_WORDS.get(command, ()) if first else ()), *(sorted(REGISTRY) if points else ())]
         near = [*near, *sorted(symbols)]
         if command in _POINTS and not first:
             near = _fields(before)

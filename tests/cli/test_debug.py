@@ -126,3 +126,14 @@ def test_a_terminal_completes_repeats_and_interrupts() -> None:
     terminal.read_to("instruction ")
     terminal.type("\x04")
     assert terminal.end() == 0
+
+
+def test_a_full_screen_needs_a_terminal_and_textual() -> None:
+    for more, said in ((["-tui"], "--tui needs a terminal"), (["--tui", "--batch"], "--batch has no use for --tui")):
+        done = debug("hello", *more)
+        assert (done.returncode, done.stderr) == (125, f"shadowvm: debug: {said}\n")
+    without = "import sys; sys.modules['textual'] = None; from shadowvm.cli.main import main; "
+    code = f"{without}sys.exit(main(['debug', 'hello', '--tui']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert done.stderr == "shadowvm: debug: --tui needs textual: pip install 'shadowvm[tui]'\n"

@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from rich.text import Text
 from textual.app import App, ComposeResult
@@ -19,9 +19,6 @@ from . import render
 from .help import HelpScreen
 from .session import WORDS, Result, Session
 from .widgets import Pane, Prompt
-
-if TYPE_CHECKING:
-    from textual.events import Resize
 
 PROMPT = "(shadowvm) "
 BUSY_S = 0.1
@@ -40,8 +37,8 @@ TITLES = {
     "output": "output",
     "console": "console",
 }
-NARROW, WIDE, HUGE = "-narrow", "-wide", "-huge"
-SHORT, TALL, HIGH = "-short", "-tall", "-high"
+WIDE, HUGE, TALL, HIGH = 118, 170, 34, 48
+"""Columns from which on panes stand side by side, and rows."""
 
 
 class _Task(NamedTuple):
@@ -63,14 +60,14 @@ class DebuggerApp(App[int]):
     TITLE = "shadowvm"
     ENABLE_COMMAND_PALETTE = False
     HORIZONTAL_BREAKPOINTS = [  # noqa: RUF012 - so is textual's own
-        (0, NARROW),
-        (118, WIDE),
-        (170, HUGE),
+        (0, "-narrow"),
+        (WIDE, "-wide"),
+        (HUGE, "-huge"),
     ]
     VERTICAL_BREAKPOINTS = [  # noqa: RUF012
-        (0, SHORT),
-        (34, TALL),
-        (48, HIGH),
+        (0, "-short"),
+        (TALL, "-tall"),
+        (HIGH, "-high"),
     ]
     BINDINGS: ClassVar[list[BindingType]] = [
         _key("s", "do('stepi')", "stepi"),
@@ -106,7 +103,7 @@ class DebuggerApp(App[int]):
         self._queue: asyncio.Queue[_Task] = asyncio.Queue()
         self._first = [_Task("", False), *(_Task(line, True) for line in commands)]
         self._leaving: int | None = None
-        self._was_busy = self._redraw_asked = False
+        self._was_busy = self._redraw_asked = self._gone = False
 
     def compose(self) -> ComposeResult:
         """Everything; the style sheet and _arrange() say what is seen."""
@@ -142,6 +139,7 @@ class DebuggerApp(App[int]):
             result = await asyncio.to_thread(self.session.execute, task.line)
             self.busy = False
             self._note_output(task, result)
+            self._gone = result.panes is None
             if result.panes is not None:
                 self.result = result
             self.draw()
@@ -167,6 +165,7 @@ class DebuggerApp(App[int]):
     def draw(self) -> None:
         """Everything, from the last result."""
         self._draw_output()
+        self._draw_status()
         if self.result is None or self.result.panes is None:
             return
         result, panes = self.result, self.result.panes
@@ -194,7 +193,6 @@ class DebuggerApp(App[int]):
         self.panes["events"].show(events, len(events) - 1)
         console = panes.output.decode("latin-1").splitlines()
         self.panes["console"].show([Text(line) for line in console], max(len(console) - 1, 0))
-        self._draw_status()
 
     def _draw_output(self) -> None:
         width = self.panes["output"].room[0]
@@ -203,10 +201,12 @@ class DebuggerApp(App[int]):
 
     def _draw_status(self) -> None:
         status = self.query_one("#status", Static)
-        status.set_class(self.busy, "busy")
+        status.set_class(self.busy or self._gone, "busy")
         if self.busy:
             here = self.session.timeline.position
             status.update(Text(f" {self.guest}  running... {here}  (Ctrl-C interrupts)", style="bold", no_wrap=True))
+        elif self._gone:
+            status.update(Text(f" {self.guest}  the machine's process is gone", style="bold", no_wrap=True))
         elif self.result is not None:
             stop = self.result.stop
             vcpu = f"vCPU {stop.vcpu}" if stop.vcpu is not None else stop.task or "start"
@@ -220,20 +220,18 @@ class DebuggerApp(App[int]):
 
     def _arrange(self) -> None:
         """Which panes are seen at this size, and with which tabs."""
-        classes = self.screen_stack[0].classes
-        roomy = NARROW not in classes or HIGH in classes
+        width, height = self.size
+        narrow, huge = width < WIDE, width >= HUGE
+        roomy = not narrow or height >= HIGH
         self._share(WALKS, None if roomy else self._front[WALKS])
         self.query_one("#walks").set_class(not roomy and self._front[WALKS] != "guest", "hidden")
         self.query_one("#side").set_class(not roomy and self._front[WALKS] == "guest", "hidden")
-        if NARROW in classes:
-            self._share(BELOW, self._front[BELOW])
-        elif WIDE in classes:
-            front = self._front[BELOW]
-            self.panes["events"].tabs = ()
-            self.panes["events"].remove_class("hidden")
-            self._share(BELOW[1:], front if front != "events" else "output")
+        front = self._front[BELOW]
+        if narrow or huge:
+            self._share(BELOW, None if huge else front)
         else:
-            self._share(BELOW, None)
+            self._share(BELOW[:1], None)
+            self._share(BELOW[1:], front if front != "events" else "output")
 
     def _share(self, names: Sequence[str], front: str | None) -> None:
         """Show the one in front, or all if there is none."""
@@ -260,11 +258,8 @@ class DebuggerApp(App[int]):
 
     def _redraw(self) -> None:
         self._redraw_asked = False
+        self._arrange()
         self.draw()
-
-    def on_resize(self, _event: Resize) -> None:
-        """The classes for the new size are set by now."""
-        self.call_after_refresh(self._arrange)
 
     def on_prompt_command(self, message: Prompt.Command) -> None:
         """A typed line."""

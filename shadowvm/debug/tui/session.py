@@ -55,7 +55,7 @@ class Session:
     def interrupt(self) -> None:
         """Stop a run as soon as possible."""
         self._interrupted = True
-        self.timeline.worker.interrupt()
+        self.timeline.interrupt()
 
     def execute(self, line: str) -> Result:
         """Do what a line says. Never raises: what is refused, and a bug of ours too, is told in the result."""

@@ -111,7 +111,9 @@ class Prompt(Input):
             self.words = words
 
     def __init__(self, complete: Callable[[str], list[str]]) -> None:
-        super().__init__(id="prompt", compact=True, placeholder="command (Tab completes, help lists them)")
+        super().__init__(
+            id="prompt", compact=True, select_on_focus=False, placeholder="command (Tab completes, help lists them)"
+        )
         self._complete = complete
         self._history: list[str] = []
         self._at = 0
