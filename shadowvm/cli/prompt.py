@@ -38,28 +38,16 @@ def prompt(monitor: Monitor, interrupts: Interrupts, text: str) -> Iterator[str]
 
 def candidates(monitor: Monitor, line: str, word: str) -> list[str]:
     """What a word may be completed to: at the start of the line a command, further on what the command takes."""
-    from ..debug.commands.info import TOPICS  # noqa: PLC0415
-    from ..debug.commands.table import NAMES, find  # noqa: PLC0415
-    from ..debug.explain import KINDS  # noqa: PLC0415
+    from ..debug.complete import completions  # noqa: PLC0415
     from ..errors import ShadowvmError  # noqa: PLC0415
-    from ..events import REGISTRY  # noqa: PLC0415
 
-    before = line.split()
-    if not before or (len(before) == 1 and not line.endswith(" ")):
-        return [f"{name} " for name in NAMES if name.startswith(word)]
+    is_command = len(line.split()) <= 1 and not line[-1:].isspace()
     try:
-        command = find(before[0])
-        symbols: list[str] = monitor.timeline.call("view", "symbol_names")
+        symbols: list[str] = [] if is_command else monitor.timeline.call("view", "symbol_names")
     except ShadowvmError:
         return []
-    more = {
-        find("help"): NAMES,
-        find("info"): TOPICS,
-        find("explain"): (*KINDS, "fault"),
-        find("break"): REGISTRY,
-        find("tbreak"): REGISTRY,
-    }
-    return sorted({name for name in (*more.get(command, ()), *symbols) if name.startswith(word)})
+    start = len(line) - len(word)
+    return [whole[start:] + (" " if is_command else "") for whole in completions(line, symbols)]
 
 
 def _use_readline(monitor: Monitor) -> None:

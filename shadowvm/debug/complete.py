@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from ..errors import ConfigError
 from ..events import REGISTRY
-from .commands.table import NAMES
+from .commands.info import TOPICS
+from .commands.table import NAMES, find
 from .explain import KINDS
 
-_INFO = ("registers", "cpus", "memslots", "shadow", "host", "notifiers", "stats", "breaks", "checkpoints")
-_POINTS = ("break", "b", "tbreak")
 _WORDS: dict[str, tuple[str, ...]] = {
-    "info": _INFO,
-    "watch": ("spte", "sptep", "pte", "page"),
+    "help": NAMES,
+    "info": TOPICS,
+    "watch": ("spte", "sptep", "pte", "page", "gva", "gpa", "hva", "pfn"),
     "explain": ("fault", *KINDS),
     "page": ("-s",),
     "until": ("event",),
     "replay_seek": ("event",),
     "delete": ("checkpoint",),
+    "break": tuple(sorted(REGISTRY)),
+    "tbreak": tuple(sorted(REGISTRY)),
 }
+_AFTER = {find(name): words for name, words in _WORDS.items()}
+"""What the first word behind a command may be, besides a symbol."""
 
 
 def completions(line: str, symbols: Sequence[str] = (), more: Iterable[str] = ()) -> list[str]:
@@ -27,27 +32,20 @@ def completions(line: str, symbols: Sequence[str] = (), more: Iterable[str] = ()
     match = re.search(r"[\w$.@-]*$", line)
     start = match.start() if match is not None else len(line)
     word, before = line[start:], line[:start]
-    names = sorted({*NAMES, *more})
-    command = before.split(maxsplit=1)[0] if before.strip() else ""
-    if not before.strip():
-        near: Iterable[str] = names
-    elif command == "help":
-        near = names
-    else:
-        first = len(before.split()) == 1 or not before[-1].isspace()
-        points = command in _POINTS and not before.endswith("*")
-        near = [*(_WORDS.get(command, ()) if first else ()), *(sorted(REGISTRY) if points else ())]
-        near = [*near, *sorted(symbols)]
-        if command in _POINTS and not first:
-            near = _fields(before)
-    return [before + name for name in dict.fromkeys(near) if name.startswith(word)]
+    near = [*NAMES, *more] if not before.strip() else _behind(before, sorted(symbols))
+    return [before + name for name in sorted({name for name in near if name.startswith(word)})]
 
 
-def _fields(before: str) -> list[str]:
-    """Of the tracepoint that a break is at."""
+def _behind(before: str, symbols: list[str]) -> list[str]:
+    """What follows on `before`, which has a command."""
     words = before.split()
-    point = REGISTRY.get(words[1].rpartition(":")[2]) if len(words) > 1 else None
-    return ["if", *point.fields] if point is not None else []
+    try:
+        command = find(words[0])
+    except ConfigError:
+        return symbols
+    if command in (find("break"), find("tbreak")) and len(words) > 1 and words[1] in REGISTRY:
+        return ["if", *REGISTRY[words[1]].fields]
+    return [*(_AFTER.get(command, ()) if len(words) == 1 else ()), *symbols]
 
 
 def common(lines: Sequence[str]) -> str:

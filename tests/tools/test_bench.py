@@ -15,7 +15,18 @@ BENCH = ROOT / "tools/bench"
 LOOPS = ("mixed", "copy", "touch", "chase", "cr3", "user-pf")
 ROWS = [name for loop in LOOPS for name in (loop, f"{loop}-icount")]
 ROWS += ["self-ipi", "apic-timer", "syscall", "port-in", "cpuid", "cr3-tcg", "pf-tcg", "ipi-pair"]
-ROWS += ["spte-fault", "fault-1g", "fault-4g", "resident", "swap-file", "swap", "swap-guest", "trace", "no-listener", "startup"]
+ROWS += [
+    "spte-fault",
+    "fault-1g",
+    "fault-4g",
+    "resident",
+    "swap-file",
+    "swap",
+    "swap-guest",
+    "trace",
+    "no-listener",
+    "startup",
+]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from ..worker import Gone
 if TYPE_CHECKING:
     from ..monitor import Monitor
     from ..position import Stop
+    from ..timeline import Timeline
 
 WORDS = ("look",)
 HELP = """\
@@ -40,26 +41,24 @@ class Session:
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
-        self.timeline = monitor.timeline
-        self.timeline.poll = self._is_interrupted
         self.symbols: list[str] = self.timeline.call("view", "symbol_names")
         self._look = ("fault", "")
-        self._interrupted = False
         self._registers: dict[str, int] = {}
         self._changed: frozenset[str] = frozenset()
         self._stop: tuple[Stop, int] | None = None
 
-    def _is_interrupted(self) -> bool:
-        return self._interrupted
+    @property
+    def timeline(self) -> Timeline:
+        """The monitor's."""
+        return self.monitor.timeline
 
     def interrupt(self) -> None:
         """Stop a run as soon as possible."""
-        self._interrupted = True
         self.timeline.interrupt()
 
     def execute(self, line: str) -> Result:
         """Do what a line says. Never raises: what is refused, and a bug of ours too, is told in the result."""
-        self._interrupted = False
+        self.timeline.interrupted = False
         refused = True
         try:
             lines, refused = self._dispatch(line.strip()), False
@@ -80,6 +79,8 @@ class Session:
         if word == "look":
             return self._set_look(rest.strip())
         lines = self.monitor.execute(line)
+        if word == "loadvm":
+            self.symbols = self.timeline.call("view", "symbol_names")
         if word in ("help", "h", "?") and not rest.strip():
             lines = [*lines, "", *HELP.splitlines()]
         return lines

@@ -19,12 +19,13 @@ def run(make: Callable[[], Timeline], commands: Sequence[str] = ()) -> int:
     """
     with _silent_children():
         timeline = make()
+    session = Session(Monitor(timeline))
     try:
-        app = DebuggerApp(Session(Monitor(timeline)), timeline.call("view", "config").name, commands)
+        app = DebuggerApp(session, timeline.call("view", "config").name, commands)
         status = app.run()
         return (app.return_code or 0) if status is None else status
     finally:
-        timeline.close()
+        session.timeline.close()
 
 
 @contextmanager
