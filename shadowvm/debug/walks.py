@@ -52,12 +52,21 @@ def guest_rows(vcpu: Vcpu, gva: int | None, gpa: int | None) -> Iterator[Row]:
     for step in walk.steps:
         entry = "no memory is there" if step.entry is None else entry_text(step.entry)
         yield Row(f"L{step.level}[{step.at:3}] {entry}")
-        yield Row(f"     at gpa {step.table + step.at * step.size:#x}", detail=True)
+        swapped = _is_swapped_out(vcpu.kvm, step.table)
+        where = f"     at gpa {step.table + step.at * step.size:#x}"
+        yield Row(where + ", which is in swap" * swapped, detail=not swapped)
     if walk.gpa is None:
         yield Row("-> not present: #PF for the guest")
     else:
         size = f", a page of {walk.page_size >> 20} MiB" if walk.page_size > 4096 else ""
         yield Row(f"-> gpa {walk.gpa:#x}{size}")
+
+
+def _is_swapped_out(kvm: Kvm, gpa: int) -> bool:
+    """Whether KVM will have to wait for a page of the guest, such as one of its tables."""
+    slot = kvm.memslots.find(Gfn(gpa >> PAGE_SHIFT))
+    pte = host_pte(kvm.mm, slot.vpn(Gfn(gpa >> PAGE_SHIFT))) if slot is not None else 0
+    return bool(pte & SWP_ENTRY) and not pte & PT_PRESENT
 
 
 def shadow_rows(vcpu: Vcpu, gva: int | None, gpa: int | None) -> Iterator[Row]:

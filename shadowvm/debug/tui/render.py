@@ -30,7 +30,7 @@ _STYLES = (
     (r"\b0x[0-9a-f]+\b", "cyan"),
     (r"(?<= )(?:P|W|U|A|D|PS|NX|host-w|mmu-w)(?= |$)", "bold green"),
     (r"not present|nothing|never touched|no spte maps it|below min|BROKEN|frozen", "bold red"),
-    (r"\bswap (?:slot|file|cache)\b|below low|in progress: .*|held .*", "bold magenta"),
+    (r"\bswap (?:slot|file|cache)\b|in swap|below low|in progress: .*|held .*", "bold magenta"),
     (r"^L\d\[ *\d+\]", "bold"),
     (r"^->.*", "bold"),
     (r"#+$", "green"),
