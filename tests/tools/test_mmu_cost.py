@@ -28,7 +28,7 @@ def test_each_variant_has_a_row_with_its_counters(tmp_path: Path) -> None:
 
 def test_what_the_host_does_meanwhile_makes_faults_that_need_no_lock(tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
-    done = run("--quick", "--repeat", "1", "--json", str(file), "dirty_log_test/log", "chase/age")
+    done = run("--quick", "--repeat", "1", "--json", str(file), "dirty_log_test/log", "chase/age", "smp-shootdown")
     assert done.returncode == 0, done.stderr
     fast = {(row["guest"], row["mmu"], row["switch"]): row["fast"] for row in json.loads(file.read_text())["rows"]}
     assert fast["dirty_log_test/log", "tdp", "-"] > 0

@@ -46,6 +46,8 @@ def rmap_add_large(kvm: Kvm, slot: MemSlot, gfn: Gfn, sptep: int) -> bool:
     head = slot.rmap_large.get(gfn)
     spteps = [] if head is None else head if isinstance(head, list) else [head]
     slot.rmap_large[gfn] = [*spteps, sptep] if spteps else sptep
+    if spteps:
+        kvm.stat.max_mmu_rmap_size = max(kvm.stat.max_mmu_rmap_size, len(spteps) + 1)
     if len(spteps) >= RMAP_RECYCLE_THRESHOLD:
         return kvm_zap_rmap_large(kvm, slot, gfn)
     return False
