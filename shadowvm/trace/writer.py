@@ -7,10 +7,13 @@ killed leaves a file that is good up to its last whole chunk.
 
 from __future__ import annotations
 
+import signal
+import threading
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -45,6 +48,7 @@ CHUNK_EVENTS = 1 << 14
 CHUNK_LISTED = 1 << 16
 """Or as many elements of lists."""
 _NEVER = -1
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ByteSink(Protocol):
@@ -69,10 +73,11 @@ class TraceWriter:
         self._marks: list[tuple[int, int, int]] = []
         self._ticks = _NEVER
         self._listed = 0
+        self._failed = False
         self._known: set[int] = set()
         self._tasks: dict[Task, int] = {}
         self._strings: dict[str, int] = {}
-        self._prelude: dict[str, list[Any]] = {"tracepoints": [], "tasks": [], "strings": []}
+        self._told = 0, 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -89,26 +94,30 @@ class TraceWriter:
             for tracepoint, sink in sinks:
                 tracepoint.detach(sink)
             self.flush()
-            self._file.write(record(TAIL, to_json({"events": self.count, **self.tail})))
+            if not self._failed:
+                self._file.write(record(TAIL, to_json({"events": self.count, **self.tail})))
 
     def _hit(self, number: int) -> Callable[..., None]:
         """What a tracepoint calls. It is done for every event: it is as short as it can be."""
         order, clock, fields = self._order, trace_clock, self._tracepoints[number].fields
-        append, add, extend = order.append, self._rows[number].append, self._rows[number].extend
+        append, rows = order.append, self._rows[number]
 
+        # A signal's exception may come after any call: what belongs together has none between.
         def hit(*args: Any) -> None:
+            nonlocal rows
             if clock.ticks != self._ticks:
                 self._mark()
+            rows += args
             append(number)
-            extend(args)
             if len(order) >= CHUNK_EVENTS:
                 self.flush()
 
         def hit_lock(lock: Any) -> None:
+            nonlocal rows
             if clock.ticks != self._ticks:
                 self._mark()
+            rows += (lock.name,)
             append(number)
-            add(lock.name)
             if len(order) >= CHUNK_EVENTS:
                 self.flush()
 
@@ -123,13 +132,17 @@ class TraceWriter:
         """Time or task are not what they were. While the guest executes, nobody says when time passes."""
         machine = self._machine
         loaded = machine.kvm.loaded
-        self._ticks = _NEVER if loaded is not None and loaded.engine.running else trace_clock.ticks
+        ticks = _NEVER if loaded is not None and loaded.engine.running else trace_clock.ticks
         task = machine.sched.current
         number = self._tasks.get(task)
         if number is None:
             number = self._tasks[task] = len(self._tasks)
-            self._prelude["tasks"].append((task.name, task.pid, task.vcpu))
-        self._marks.append((len(self._order), machine.instructions, number))
+        mark = len(self._order), machine.instructions, number
+        if self._marks and self._marks[-1][0] == mark[0]:
+            self._marks[-1] = mark
+        else:
+            self._marks.append(mark)
+        self._ticks = ticks
 
     def _copy_lists(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Others may change them; and long ones fill a chunk, too."""
@@ -140,50 +153,77 @@ class TraceWriter:
         return copied
 
     def flush(self) -> None:
-        """Write what has not been written yet."""
-        count, self._listed = len(self._order), 0
-        if not count:
-            return
+        """Write what has not been written yet. An error ends the trace: what comes after it is not recorded."""
+        with _signals_wait():
+            if self._order and not self._failed:
+                self._failed = True
+                self._file.write(record(EVENTS, self._chunk()))
+                self._failed = False
+            for rows in self._rows:
+                rows.clear()
+            self._order.clear()
+            self._marks.clear()
+            self._ticks, self._listed = _NEVER, 0
+
+    def _chunk(self) -> bytes:
+        """The payload of a record."""
         order = np.frombuffer(array("q", self._order), np.int64)
         hits = np.bincount(order).tolist()
+        present = [number for number, count in enumerate(hits) if count]
+        marks = [mark for mark in self._marks if mark[0] < len(order)]
         columns = [encode_numbers(Kind.UNSIGNED, order)]
-        columns += [self._encode(values) for values in zip(*self._marks, strict=True)]
-        for number in filter(hits.__getitem__, range(len(hits))):
+        columns += [self._encode(values) for values in zip(*marks, strict=True)]
+        for number in present:
             columns += self._encode_rows(number, hits[number])
-        prelude = self._take_prelude()
-        head = (len(prelude).to_bytes(4, "little"), prelude, COUNTS.pack(count, len(self._marks)))
-        self.count += count
-        self._order.clear()
-        self._marks.clear()
-        self._ticks = _NEVER
-        self._file.write(record(EVENTS, b"".join((*head, *columns))))
+        prelude = self._prelude(present)
+        self.count += len(order)
+        return b"".join((len(prelude).to_bytes(4, "little"), prelude, COUNTS.pack(len(order), len(marks)), *columns))
 
     def _encode_rows(self, number: int, hits: int) -> Iterator[bytes]:
         """The columns of one tracepoint."""
         rows, tracepoint, width = self._rows[number], self._tracepoints[number], len(self._columns[number])
-        if number not in self._known:
-            self._known.add(number)
-            self._prelude["tracepoints"].append((number, tracepoint.name, tracepoint.system, self._columns[number]))
         if len(rows) != width * hits:
             raise ModelBug(f"{tracepoint.name} was hit with other arguments than {', '.join(tracepoint.fields)}")
         for index in range(width):
             yield self._encode(rows[index::width])
-        rows.clear()
 
     def _encode(self, values: Any) -> bytes:
         return encode_column(values, self._string)
 
     def _string(self, text: str) -> int:
-        number = self._strings.get(text)
-        if number is None:
-            number = self._strings[text] = len(self._strings)
-            self._prelude["strings"].append(text)
-        return number
+        return self._strings.setdefault(text, len(self._strings))
 
-    def _take_prelude(self) -> bytes:
+    def _prelude(self, present: list[int]) -> bytes:
         """What has become known with this chunk."""
-        prelude, self._prelude = self._prelude, {name: [] for name in self._prelude}
+        new = [number for number in present if number not in self._known]
+        told_tasks, told_strings = self._told
+        self._known.update(new)
+        self._told = len(self._tasks), len(self._strings)
+        prelude = {
+            "tracepoints": [(n, self._tracepoints[n].name, self._tracepoints[n].system, self._columns[n]) for n in new],
+            "tasks": [(task.name, task.pid, task.vcpu) for task in islice(self._tasks, told_tasks, None)],
+            "strings": list(islice(self._strings, told_strings, None)),
+        }
         return to_json(prelude) if any(prelude.values()) else b""
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """What ends a run does so after the block. Python's handlers run in the main thread, whoever gets the signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    try:
+        for number in _ENDING:
+            signal.signal(number, lambda number, _frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _sink_of(hit: Callable[..., None]) -> Sink:

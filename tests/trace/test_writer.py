@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from contextlib import suppress
 from typing import Any
 
@@ -52,3 +53,38 @@ def test_what_was_recorded_is_written_when_the_run_fails(machine: Machine) -> No
         raise KeyError
     assert [piece[:4] for piece in file.pieces[1:]] == [b"EVTS", b"TAIL"]
     assert not sched_wakeup.on
+
+
+def test_a_write_that_fails_is_the_last_one(machine: Machine) -> None:
+    class Full(Pieces):
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if len(self.pieces) == 2:
+                raise OSError
+
+    file = Full()
+    with suppress(OSError), TraceWriter(machine, file).watching():
+        for _ in range(2 * CHUNK_EVENTS):
+            sched_wakeup("kswapd0")
+    assert len(file.pieces) == 2
+    assert not sched_wakeup.on
+
+
+def test_a_signal_while_a_chunk_is_written_ends_the_run_after_it(machine: Machine) -> None:
+    class Interrupted(Pieces):
+        def write(self, data: bytes) -> None:
+            if len(self.pieces) == 1:
+                signal.raise_signal(signal.SIGINT)
+            super().write(data)
+
+    file = Interrupted()
+    ended = False
+    try:
+        with TraceWriter(machine, file).watching():
+            for _ in range(CHUNK_EVENTS):
+                sched_wakeup("kswapd0")
+    except KeyboardInterrupt:
+        ended = True
+    assert ended
+    assert [piece[:4] for piece in file.pieces[1:]] == [b"EVTS", b"TAIL"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
