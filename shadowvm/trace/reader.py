@@ -192,6 +192,8 @@ class Trace:
 
     def _read_head(self, file: IO[bytes]) -> None:
         start = self._read(file, FILE_HEADER.size)
+        if not start:
+            raise ConfigError(f"{self.path}: empty, as a run that ends before its guest starts leaves it")
         if start[:8] != MAGIC or len(start) < FILE_HEADER.size:
             raise ConfigError(f"{self.path}: no trace of shadowvm")
         _, version = FILE_HEADER.unpack(start)

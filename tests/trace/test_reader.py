@@ -109,7 +109,8 @@ def test_a_damaged_chunk_is_named_by_file_and_offset(at: int, recorded: tuple[Pa
 @pytest.mark.parametrize(
     ("data", "complaint"),
     [
-        (b"", "no trace of shadowvm"),
+        (b"", "empty"),
+        (MAGIC, "no trace of shadowvm"),
         (b"\x7fELF" + bytes(60), "no trace of shadowvm"),
         (
             FILE_HEADER.pack(MAGIC, VERSION + 1) + bytes(40),
