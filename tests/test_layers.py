@@ -74,7 +74,6 @@ WITHOUT_TEST = {
     "kvm/mmu/tdp_spte.py": "kvm/mmu/test_tdp_mmu.py",
     "kvm/mmu/page_track.py": "lab/test_mutations.py",
     "kvm/mmu/pte_write.py": "flows/ and lab/test_mutations.py",
-    "kvm/mmu/rmap.py": "lab/test_mutations.py",
     "kvm/emulate.py": "flows/ and lab/test_mutations.py",
     "kvm/notifier.py": "flows/ and lab/test_mutations.py",
     "kvm/handle_exit.py": "flows/ and cli/test_run.py",
