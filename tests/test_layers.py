@@ -51,7 +51,6 @@ WITHOUT_TEST = {
     "debug/load.py": "debug/test_snapshot.py",
     "debug/registers_text.py": "debug/test_monitor.py",
     "debug/peek.py": "debug/test_monitor.py",
-    "debug/story.py": "debug/test_monitor.py",
     "debug/views.py": "debug/test_monitor.py",
     "debug/walks.py": "debug/test_panes.py",
     "debug/tui/help.py": "debug/tui/test_app.py",

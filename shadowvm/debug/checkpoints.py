@@ -7,7 +7,8 @@ the run, always stays. No result depends on which there are.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
+from bisect import insort
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .position import Position
@@ -33,43 +34,39 @@ class Checkpoints:
         self.limit = limit
         self.memory = memory
         self._all = [first]
-        self._positions = [first.position]
         self._used = 0
 
     @property
     def positions(self) -> list[Position]:
         """Where they are, in order."""
-        return list(self._positions)
+        return [each.position for each in self._all]
 
     @property
     def first(self) -> Checkpoint:
         """The start of the run."""
         return self._all[0]
 
-    def nearest(self, where: Position) -> Checkpoint:
-        """The last one at a position or before it."""
-        return self._all[bisect_right(self._positions, where) - 1]
-
     def before(self, where: Position) -> list[Checkpoint]:
         """Those before a position, in order."""
-        return self._all[: bisect_left(self._positions, where)]
+        return [each for each in self._all if each.position.order < where.order]
+
+    def nearest(self, where: Position) -> Checkpoint:
+        """nearest(), of these."""
+        return nearest(self._all, where)
 
     def before_event(self, event: int) -> Checkpoint:
         """The last one before an event, or the first."""
-        count = bisect_left(self._positions, event, key=lambda each: each.events)
-        return self._all[max(count - 1, 0)]
+        return max((each for each in self._all if each.position.events < event), key=_order, default=self.first)
 
     def has_near(self, where: Position, instructions: int, events: int) -> bool:
         """Whether there is one at a position, or before it but not further than this."""
-        near = self.nearest(where).position
+        near = max((each for each in self._all if each.position.order <= where.order), key=_order).position
         return where.instructions - near.instructions < instructions and where.events - near.events < events
 
     def add(self, where: Position, worker: Worker) -> None:
         """Freeze a copy of a worker, and let go of what is too much then."""
         self._used += memory_of(worker.pid, "Private_Dirty")
-        at = bisect_left(self._positions, where)
-        self._all.insert(at, Checkpoint(where, worker.fork()))
-        self._positions.insert(at, where)
+        insort(self._all, Checkpoint(where, worker.fork()), key=_order)
         while len(self._all) > self.limit:
             self._drop(where)
         if self._used > self.memory:
@@ -84,17 +81,26 @@ class Checkpoints:
 
     def _drop(self, here: Position) -> None:
         """The one that is missed least: its neighbours are near to each other, for so far away from here."""
-        times = [_time(each) for each in self._positions]
+        times = [_time(each) for each in self.positions]
         times.append(max(_time(here), times[-1]))
         now = _time(here)
         at = min(range(1, len(self._all)), key=lambda k: (times[k + 1] - times[k - 1]) / (abs(now - times[k]) + 1))
         self._all.pop(at).worker.close()
-        del self._positions[at]
 
     def close(self) -> None:
         """End all."""
         for each in self._all:
             each.worker.close()
+
+
+def nearest(checkpoints: Iterable[Checkpoint], where: Position) -> Checkpoint:
+    """The last one from which a position between instructions lies ahead, or is there; its events may be unknown, 0."""
+    ahead = (each for each in checkpoints if each.position.instructions <= where.instructions)
+    return max((each for each in ahead if not where.events or each.position.order <= where.order), key=_order)
+
+
+def _order(checkpoint: Checkpoint) -> tuple[int, bool, int]:
+    return checkpoint.position.order
 
 
 def _time(where: Position) -> int:

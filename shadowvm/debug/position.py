@@ -6,15 +6,21 @@ from typing import NamedTuple
 
 
 class Position(NamedTuple):
-    """Positions order as the run passes them. Equal numbers name the same state in every run of the same machine.
+    """A place in the run of a machine. The same one has the same state in every run.
 
     events: tracepoint hits so far, counted from 1; the state is that inside the last one, or, if `between` is set,
-    the one before the next instruction.
+    the one before the next instruction. instructions: retired so far; inside of an event that a device causes, at most
+    to the end of the block of translated code that the access is in, which is paid for as a whole.
     """
 
     instructions: int
     events: int
     between: bool = True
+
+    @property
+    def order(self) -> tuple[int, bool, int]:
+        """Compares as the run passes positions."""
+        return self.events, self.between, self.instructions
 
     def __str__(self) -> str:
         return f"instruction {self.instructions}, event {self.events}{'' if self.between else ' (inside)'}"

@@ -8,7 +8,6 @@ or turn behind.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import greenlet
 
-from ..cpu.context import without_history
 from ..cpu.engine import CpuExit
 from ..events import REGISTRY, Tracepoint, attached
 from .breaks import AddressBreak, MemoryWatch
 from .position import Position, Stop
+from .state import state_hash
 from .story import Happened
 from .views import VIEWS
 from .watching import Watching
@@ -59,6 +58,8 @@ class Target:
         self.interrupted = False
         self.stop = Stop("start", Position(0, 0))
         self._until = 0
+        self._entered: Vcpu | None = None
+        self._withheld = 0
         self._until_event = 0
         self._least_event = 0
         self._watching = Watching(self.machine)
@@ -122,7 +123,7 @@ class Target:
                 self._least_event = 0
                 if self.outcome is not None or self.stop.kind == "interrupt":
                     break
-        elif self.position < where:
+        elif self.position.order < where.order:
             self._go(0, where.events, breaks)
         return self.stop
 
@@ -140,6 +141,10 @@ class Target:
         for each in breaks:
             for tracepoint in each.tracepoints():
                 self._breaks.setdefault(tracepoint, []).append(each)
+        entered = self._entered
+        if entered is not None:  # amid an access to a device, from inside the guest
+            self._take_back()
+            self._grant(entered, max(until - entered.kvm.instructions, 0) if until else entered.engine.budget)
         self._debugger = greenlet.getcurrent()
         self._here.switch()
         return self.stop
@@ -180,11 +185,10 @@ class Target:
             if self._is_there(kvm.instructions):
                 self._between(vcpu, "instructions")
                 continue
-            left, began = engine.budget, kvm.instructions
-            piece = min(left, 1 if alone else max(self._until - began, 1) if self._until else left)
-            engine.set_budget(piece)
+            began = kvm.instructions
+            self._grant(vcpu, 1 if alone else max(self._until - began, 1) if self._until else engine.budget)
             reason = engine.watchpoints.enter(engine) if watching.on else engine.enter()
-            engine.set_budget(engine.budget + left - piece)
+            self._take_back()
             if watching.on:
                 alone = watching.settle(vcpu, reason, alone, kvm.instructions != began)
             if reason == CpuExit.DEBUG:
@@ -196,6 +200,19 @@ class Target:
                 self._between(vcpu, "interrupt")
             if reason != CpuExit.QUANTUM or engine.budget <= 0:
                 return reason
+
+    def _grant(self, vcpu: Vcpu, most: int) -> None:
+        """Let the guest execute no more than this of its budget now."""
+        left = vcpu.engine.budget
+        piece = min(left, most)
+        self._entered, self._withheld = vcpu, left - piece
+        vcpu.engine.set_budget(piece)
+
+    def _take_back(self) -> None:
+        """Out of the guest: its budget is whole again."""
+        if self._entered is not None:
+            self._entered.engine.set_budget(self._entered.engine.budget + self._withheld)
+            self._entered = None
 
     def _is_there(self, instructions: int) -> bool:
         """At the position that was asked for, or past it."""
@@ -238,19 +255,8 @@ class Target:
         return VIEWS[name](self, *arguments)
 
     def state_hash(self) -> str:
-        """SHA-256 of registers, host memory, swap and counters: equal for equal states, whatever way led there."""
-        digest = hashlib.sha256()
-        machine = self.machine
-        for vcpu in machine.vcpus:
-            digest.update(_architectural(vcpu))
-        digest.update(machine.ram.b)
-        swap = machine.host.swap
-        for slot, count in enumerate(swap.swap_map):
-            if count:
-                digest.update(swap.read_slot(slot))
-        for counters in (machine.host.vmstat.as_dict(), machine.kvm.stat.as_dict(), self.output):
-            digest.update(repr(counters).encode())
-        return digest.hexdigest()
+        """state.py."""
+        return state_hash(self.machine, bytes(self.output))
 
     def close(self) -> None:
         """Give real resources back; the machine is not taken down, it may stand anywhere."""
@@ -262,8 +268,4 @@ class Target:
 
 def _is_before(stop: Stop, until: Position) -> bool:
     """Is a hit behind a position, on the way back?"""
-    return stop.position < until if stop.began is None else stop.began < until.instructions
-
-
-def _architectural(vcpu: Vcpu) -> bytes:
-    return vcpu.engine.rflags.to_bytes(8, "little") + without_history(vcpu.engine.save())
+    return stop.position.order < until.order if stop.began is None else stop.began < until.instructions

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .checkpoints import DEFAULT_MEMORY, MAX_CHECKPOINTS, Checkpoint, Checkpoints
+from .checkpoints import DEFAULT_MEMORY, MAX_CHECKPOINTS, Checkpoint, Checkpoints, nearest
 from .position import Position, Stop
 from .target import Break, Target
 from .worker import Worker, start_worker
@@ -130,6 +130,8 @@ class Timeline:
 
     def go_to(self, where: Position) -> Stop:
         """Stand at a position of this run, behind or ahead; elsewhere if it is interrupted."""
+        if not where.between:
+            return self._go_inside(where)
         if where < self.position or self.stop.kind == "exit":
             self._restore(self._nearest(where))
         while self._is_far(where):
@@ -142,13 +144,22 @@ class Timeline:
         self._moved(self._run(self.worker, "go_to", where))
         return self.stop
 
+    def _go_inside(self, where: Position) -> Stop:
+        here = self.position
+        if here.order == where.order:
+            return self.stop
+        kept = [each for each in self._kept.values() if each.position.order == where.order]
+        if kept:
+            self._restore(kept[0])
+            return self.stop
+        return self.seek_event(where.events)
+
     def _is_far(self, where: Position) -> bool:
         here = self.position
         return here.instructions + self._slice < where.instructions or here.events + SLICE_EVENTS < where.events
 
     def _nearest(self, where: Position) -> Checkpoint:
-        candidates = [self._automatic.nearest(where), *self._kept.values()]
-        return max((each for each in candidates if each.position <= where), key=lambda each: each.position)
+        return nearest([self._automatic.nearest(where), *self._kept.values()], where)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.worker.close()
@@ -182,13 +193,19 @@ class Timeline:
             if self._heard_interrupt():
                 return self.stop
             if hit is not None:
-                self._restore(self._nearest(Position(hit.began, 0) if hit.began is not None else hit.position))
+                self._restore(self._before_hit(hit))
                 self._moved(self.worker.call("stand_at_hit", hit))
                 self.stop = hit._replace(position=self.position)
                 return self.stop
             end = checkpoint.position
         self._restore(self._automatic.first)
         return None
+
+    def _before_hit(self, hit: Stop) -> Checkpoint:
+        if hit.began is not None:
+            return self._nearest(Position(hit.began, 0))
+        where = hit.position
+        return self._nearest(where) if where.between else self._automatic.before_event(where.events)
 
     def become(self, other: Timeline) -> None:
         """Go on as another timeline, which is used up by that."""

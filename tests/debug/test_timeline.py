@@ -21,6 +21,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "memtouch": {},
     "ptchurn": {"guest": "ptchurn", "append": "pages=512 rounds=1 switches=8"},
     "demand": {"guest": "demand", "append": "size=512k shared=256k", "seed": 7},
+    "memtouch-tdp": {"mmu": "tdp"},
+    "smp-shootdown-tdp": {
+        "guest": "smp-shootdown",
+        "append": "pages=64 changes=32 turn=4",
+        "smp": 2,
+        "host_memory": 2304 << 10,
+        "mmu": "tdp",
+    },
     "smp-ipi": {"guest": "smp-ipi", "append": "", "smp": 2, "host_memory": 4 * MIB},
     "smp-shootdown": {
         "guest": "smp-shootdown",
@@ -112,6 +120,24 @@ def test_inside_a_fault_every_event_can_be_stood_at(timeline_of: Callable[..., T
         stop = timeline.back_event()
         assert stop.position.events == event
         assert timeline.call("state_hash") == states[event - first]
+
+
+def test_inside_an_access_to_a_device_too(timeline_of: Callable[..., Timeline]) -> None:
+    timeline = timeline_of(guest="hello", append="")
+    timeline.go(breaks=[At("kvm_pio")])
+    inside = timeline.position
+    state = timeline.call("state_hash")
+    after = timeline.go(until=inside.instructions + 2).position
+    assert after.instructions == inside.instructions + 2
+    later = timeline.call("state_hash")
+    for _ in range(2):
+        timeline.seek_event(inside.events)
+        assert (timeline.position, timeline.call("state_hash")) == (inside, state)
+        timeline.go_to(after)
+        assert (timeline.position, timeline.call("state_hash")) == (after, later)
+    timeline.back(after.instructions)
+    timeline.go_to(after)
+    assert (timeline.position, timeline.call("state_hash")) == (after, later)
 
 
 def test_a_break_is_found_backwards(timeline_of: Callable[..., Timeline]) -> None:
