@@ -58,6 +58,15 @@ def test_every_event_comes_back_as_it_was(recorded: tuple[Path, list[str]]) -> N
     assert path.stat().st_size < 10 * len(lines)
 
 
+def test_an_instruction_that_kvm_emulates_takes_its_time(tmp_path: Path) -> None:
+    path, text = tmp_path / "traps.trace", io.StringIO()
+    with traced(path, MachineConfig(find_image("traps")[1], "traps", 4 * MIB, 4 * MIB), text) as machine:
+        machine.run()
+    trace = open_trace(str(path))
+    assert "kvm_msr" in trace.counts()
+    assert lines_of(trace) == text.getvalue().splitlines()[4:]
+
+
 def test_columns_are_the_events(recorded: tuple[Path, list[str]]) -> None:
     trace = open_trace(str(recorded[0]))
     events: dict[str, list[TraceEvent]] = {}
