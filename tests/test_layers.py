@@ -68,7 +68,6 @@ WITHOUT_TEST = {
     "devices/irqchip.py": "kvm/test_irq.py",
     "kvm/mmu/root.py": "flows/ and lab/test_mutations.py: roots need a CPU that uses them",
     "kvm/mmu/guest_walker.py": "flows/ and the guest ptchurn",
-    "kvm/mmu/shadow.py": "lab/test_mutations.py",
     "kvm/mmu/direct_page_fault.py": "kvm/mmu/test_tdp_mmu.py and kvm/mmu/test_fast_page_fault.py",
     "kvm/mmu/tdp_spte.py": "kvm/mmu/test_tdp_mmu.py",
     "kvm/mmu/page_track.py": "lab/test_mutations.py",
