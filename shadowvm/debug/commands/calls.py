@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 100_000
 """Instructions of other vCPUs that may pass while one is stepped."""
+MAX_BACK = 200
 _LONGEST_CALL = 8
 
 
@@ -25,7 +26,7 @@ def _next(monitor: Monitor, text: str) -> Lines:
     """next, n, nexti, ni [N]: N instructions of this vCPU, calls and repeated ones as a whole"""
     for _ in range(min(count_of(monitor, text), MAX_STEPS)):
         stop = _next_one(monitor)
-        if stop.kind not in ("instructions", "breakpoint") or stop.number:
+        if monitor.timeline.interrupted or stop.kind not in ("instructions", "breakpoint") or stop.number:
             break
     return monitor.stopped(monitor.timeline.stop)
 
@@ -96,11 +97,16 @@ def _finish(monitor: Monitor, _text: str) -> Lines:
 
 def _reverse_next(monitor: Monitor, text: str) -> Lines:
     """reverse-next, rn, reverse-nexti, rni [N]: N instructions back, calls as a whole"""
-    for _ in range(min(count_of(monitor, text), MAX_STEPS)):
-        if not monitor.timeline.position.instructions:
+    timeline, count = monitor.timeline, count_of(monitor, text)
+    if count >= timeline.position.instructions:
+        return monitor.stopped(timeline.back(count))
+    if count > MAX_BACK:
+        raise ConfigError(f"reverse-next: {count} calls are too many at once (at most {MAX_BACK}); see reverse-stepi")
+    for _ in range(count):
+        if not timeline.position.instructions or timeline.interrupted:
             break
         _reverse_one(monitor)
-    return monitor.stopped(monitor.timeline.stop)
+    return monitor.stopped(timeline.stop)
 
 
 def _reverse_one(monitor: Monitor) -> None:
