@@ -94,9 +94,16 @@ class Checkpoints:
 
 
 def nearest(checkpoints: Iterable[Checkpoint], where: Position) -> Checkpoint:
-    """The last one from which a position between instructions lies ahead, or is there; its events may be unknown, 0."""
-    ahead = (each for each in checkpoints if each.position.instructions <= where.instructions)
-    return max((each for each in ahead if not where.events or each.position.order <= where.order), key=_order)
+    """The last one from which a position between instructions lies ahead, or is there. Its events may be unknown, 0:
+    then it is the first place with so many instructions.
+    """
+
+    def leads_there(here: Position) -> bool:
+        if here.instructions < where.instructions and not where.events:
+            return True
+        return here.instructions <= where.instructions and here.order <= where.order
+
+    return max((each for each in checkpoints if leads_there(each.position)), key=_order)
 
 
 def _order(checkpoint: Checkpoint) -> tuple[int, bool, int]:

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from ..machine import Machine
     from ..mm.mm_struct import MmStruct
     from ..mm.page_alloc import Page
+    from ..mm.swap import SwapFile
 
-KINDS = ("gva", "gpa", "gfn", "hva", "pfn", "sptep")
+KINDS = ("gva", "gpa", "gfn", "hva", "pfn", "spte", "sptep", "swap")
 MODE_NAMES = {
     PagingMode.NONPAGING: "no paging",
     PagingMode.PT32: "32-bit paging",
@@ -153,16 +154,42 @@ def _host_side(mm: MmStruct, vpn: Vpn) -> Iterator[str]:
     pte = host_pte(mm, vpn)
     yield f"hva {start:#x}: VMA {areas[0] if areas else 'none'}, host pte {entry_text(pte)}"
     if pte & PT_PRESENT:
-        yield f"  {frame_text(mm.mem_map[(pte & PT_ADDR_MASK) >> PAGE_SHIFT])}"
+        page = mm.mem_map[(pte & PT_ADDR_MASK) >> PAGE_SHIFT]
+        yield f"  {frame_text(page)}{_age(mm, page)}"
     elif pte & SWP_ENTRY:
-        slot = pte >> PAGE_SHIFT
-        cached = mm.host.swap.cache.get(slot)
-        where = "a page of zeros, only remembered" if mm.host.swap.zeromap[slot] else "in the swap file"
-        yield f"  swap slot {slot}: {where}" + (
-            "" if cached is None else f", and in the swap cache: {frame_text(cached)}"
-        )
+        yield f"  {_slot_of_swap(mm.host.swap, pte >> PAGE_SHIFT)}"
     else:
         yield "  never touched"
+
+
+def _slot_of_swap(swap: SwapFile, slot: int) -> str:
+    where = "a page of zeros, only remembered" if swap.zeromap[slot] else "in the swap file"
+    cached = swap.cache.get(slot)
+    return f"swap slot {slot}: {where}" + ("" if cached is None else f", and in the swap cache: {frame_text(cached)}")
+
+
+def _swap(machine: Machine, vcpu: Vcpu, slot: int) -> Iterator[str]:
+    """A slot, and whose page is there."""
+    swap = machine.host.swap
+    if not 0 <= slot < swap.nr_slots or not swap.swap_map[slot]:
+        yield f"swap slot {slot}: " + ("free" if 0 <= slot < swap.nr_slots else f"there are {swap.nr_slots} slots")
+        return
+    wanted = slot << PAGE_SHIFT | SWP_ENTRY
+    for number, table in machine.mm.pte_tables.items():
+        for index, pte in enumerate(machine.kvm.q[table : table + 512].tolist()):
+            if pte & SWP_ENTRY and not pte & PT_PRESENT and pte >> PAGE_SHIFT == wanted >> PAGE_SHIFT:
+                yield from _hva(machine, vcpu, (number << 9 | index) << PAGE_SHIFT)
+                return
+    yield f"{_slot_of_swap(swap, slot)}; no host pte names it"
+
+
+def _age(mm: MmStruct, page: Page) -> str:
+    """Where on its LRU list, and what the next scan will find."""
+    if page.lru is None:
+        return ""
+    pages = mm.host.lruvec.lists[page.lru]
+    place = next(place for place, pfn in enumerate(pages, 1) if pfn == page.pfn)
+    return f", {place} of {len(pages)} from the oldest"
 
 
 def frame_text(page: Page) -> str:
@@ -220,4 +247,13 @@ def tlbs(kvm: Kvm, slot: MemSlot, gfn: Gfn) -> Iterator[str]:
         yield f"BROKEN: an spte maps another frame than the host pte does: {sorted(frames)}"
 
 
-_EXPLAINERS = {"gva": _gva, "gpa": _gpa, "gfn": _gfn, "hva": _hva, "pfn": _pfn, "sptep": _sptep}
+_EXPLAINERS = {
+    "gva": _gva,
+    "gpa": _gpa,
+    "gfn": _gfn,
+    "hva": _hva,
+    "pfn": _pfn,
+    "spte": _sptep,
+    "sptep": _sptep,
+    "swap": _swap,
+}

@@ -62,9 +62,12 @@ def explained(target: Target, kind: str, value: int, number: int | None = None) 
     return explain(target.machine, vcpu_of(target, number), kind, value)
 
 
-def story(target: Target) -> list[str]:
-    """story.py, of the last fault."""
-    return tell(last_fault(list(target.history)))
+def story(target: Target, gva: int | None = None) -> list[str]:
+    """story.py, of the last fault, or of the last one on a page."""
+    if gva is None:
+        return tell(last_fault(list(target.history)))
+    page = gva >> PAGE_SHIFT
+    return tell(last_fault(list(target.history), lambda fault: fault.args[2] >> PAGE_SHIFT == page))
 
 
 def disassembly(target: Target, count: int, address: int | None = None, number: int | None = None) -> list[str]:

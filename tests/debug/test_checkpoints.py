@@ -60,10 +60,15 @@ def test_the_nearest_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for where in (Position(100, 7), Position(200, 9, between=False)):
         kept.add(where, FakeWorker())  # type: ignore[arg-type]
     assert kept.nearest(Position(199, 9)).position.instructions == 100
+    kept.add(Position(100, 3, between=False), FakeWorker())  # type: ignore[arg-type]
+    kept.add(Position(0, 2, between=False), FakeWorker())  # type: ignore[arg-type]
+    assert kept.nearest(Position(0, 0)).position == Position(0, 0)
+    assert kept.nearest(Position(100, 0)).position == Position(0, 2, between=False)
+    assert kept.nearest(Position(101, 0)).position == Position(100, 7)
     assert kept.before_event(9).position.instructions == 100
     assert kept.before_event(10).position.instructions == 200
     assert kept.before_event(-3).position.instructions == 0
-    assert [each.position.instructions for each in kept.before(Position(200, 9, between=False))] == [0, 100]
+    assert [each.position.instructions for each in kept.before(Position(200, 9, between=False))] == [0, 0, 100, 100]
 
 
 def test_memory_bounds_them(monkeypatch: pytest.MonkeyPatch) -> None:

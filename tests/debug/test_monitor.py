@@ -50,6 +50,8 @@ def test_into_a_fault_through_it_and_back(monitor: Monitor) -> None:
     ):
         assert part in story
     assert len(story.splitlines()) < 60
+    assert said(monitor, f"explain fault {re.findall('to (0x[0-9a-f]+) left', story)[0]}") == story
+    assert said(monitor, "explain fault 1 << 40") == "no fault is in the history"
     assert "break 1" in said(monitor, "rc")
     assert monitor.timeline.position >= inside
     assert said(monitor, "replay_seek event " + str(inside.events)).startswith("vCPU 0 at")
@@ -196,6 +198,11 @@ def test_memory_is_read_from_swap_and_stays_there(monitor: Monitor) -> None:
     assert swapped is not None
     gpa = int(swapped[1], 16)
     assert "swap slot" in said(monitor, f"explain gpa {gpa}")
+    slot = re.search(r"swap slot (\d+)", said(monitor, f"explain gpa {gpa}"))
+    assert slot is not None
+    assert f"gfn {gpa >> 12:#x}" in said(monitor, f"explain swap {slot[1]}")
+    assert "there are" in said(monitor, "explain swap 99999999")
+    assert re.search(r"on (in)?active_anon, .*\d+ of \d+ from the oldest", said(monitor, "explain rip"))
     before = said(monitor, "hash")
     row = said(monitor, f"xp /2xg {gpa}")
     assert said(monitor, "hash") == before

@@ -18,10 +18,16 @@ _LONGEST_STRING = 200
 
 
 def _explain(monitor: Monitor, text: str) -> Lines:
-    """explain [KIND] ADDRESS | explain fault: everything about a gva, gpa, gfn, hva, pfn or sptep; the last fault"""
+    """explain [KIND] ADDRESS | explain fault [GVA]: everything about an address, or the last fault as a story
+
+    KIND is gva (the default), gpa, gfn, hva, pfn, spte (its address), or swap (a slot): the guest's entries, memslot,
+    VMA, host pte, frame or swap slot, sptes and their shadow pages, and what the TLBs may hold. The story has the
+    events that matter in sentences, of the last fault at all or on the page of GVA.
+    """
     kind, _, rest = text.partition(" ")
     if kind == "fault":
-        found: Lines = monitor.timeline.call("view", "story")
+        about = [monitor.number(rest)] if rest.strip() else []
+        found: Lines = monitor.timeline.call("view", "story", *about)
         return found
     if kind not in KINDS:
         kind, rest = "gva", text
