@@ -152,6 +152,17 @@ def fetch_tells_read(box, idx):
 
 
 @inline
+def fill_device(box, cpu, va, size, access, idx, retaddr, pfn):
+    """Map a device's window, for this access only: the entry serves less than a page."""
+    put(box, mb.MMIO_VA, va)
+    put(box, mb.MMIO_SIZE, size)
+    call6(get(box, mb.FN_SET_PAGE), cpu, va & PAGE_MASK, pfn << 12, 3, idx, 1)
+    if get(box, mb.NR_WATCHPOINTS) != 0:
+        gpa = get(box, mb.MMIO_WINDOWS + 2 * (pfn - get(box, mb.MMIO_PFN)) + 1) | mb.WATCH_DEVICE | va & ~PAGE_MASK
+        call6(get(box, mb.FN_FILLED), box, va, size, access << 2 | idx, retaddr, gpa)
+
+
+@inline
 def fill_data(box, cpu, page, pfn, idx, writable, serves):
     """Map for data: for further accesses too if the entry `serves` a whole page."""
     call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3 if writable else 1, idx, serves)
@@ -304,13 +315,7 @@ def on_fill(cpu, va, size, access, idx, probe, retaddr):
                 call6(get(box, mb.FN_REFUSE), box, va, size, access << 2 | idx, retaddr, code)
             return False
     elif pfn >= get(box, mb.NR_FRAMES):
-        put(box, mb.MMIO_VA, va)
-        put(box, mb.MMIO_SIZE, size)
-        # Less than a page: the entry serves this access only.
-        call6(get(box, mb.FN_SET_PAGE), cpu, page, pfn << 12, 3, idx, 1)
-        if watching:
-            gpa = get(box, mb.MMIO_WINDOWS + 2 * (pfn - get(box, mb.MMIO_PFN)) + 1) | mb.WATCH_DEVICE | va & ~PAGE_MASK
-            call6(get(box, mb.FN_FILLED), box, va, size, access << 2 | idx, retaddr, gpa)
+        fill_device(box, cpu, va, size, access, idx, retaddr, pfn)
         return True
     if watching:
         call3(get(box, mb.FN_UNMARK), box, page, idx)
