@@ -54,6 +54,26 @@ MEMORY_WHERE_NONE_WAS = Scenario(
     actions=(host.add_slot,),
 )
 
+
+def _is_extra(machine: Machine, vcpu_id: int, gfn: int, pfn: int, write: bool) -> bool:
+    return gfn == host.EXTRA >> 12
+
+
+DELETED_DURING_FAULT = Scenario(
+    Code().store(PAGE, 1).load(host.EXTRA).exit(),
+    config={"kvm_params": KvmParams(slot_zap_all=0)},
+    prepare=host.add_slot,
+    actors=(Meanwhile(kvm_faultin_pfn, host.delete_slot, when=_is_extra),),
+)
+"""A fault has looked its slot and page up, and goes on when the slot has gone."""
+
+DELETED_ALONE = Scenario(
+    Code().store(host.EXTRA, 7).host(0).exit(),
+    config={"kvm_params": KvmParams(slot_zap_all=0), "mmu": "tdp"},
+    prepare=host.add_slot,
+    actions=(host.delete_slot,),
+)
+
 MUTATIONS = (
     Mutation(
         "move-without-invalid-step",
@@ -115,5 +135,24 @@ MUTATIONS = (
             ),
         ),
         ZAPPED_DURING_FAULT,
+    ),
+    Mutation(
+        "slot-gone-while-in-use",
+        "",
+        "an update of the slots neither waits for vCPUs that have looked the old ones up, nor tells them",
+        ("I34",),
+        (
+            Edit(memory_region._swap_active_memslots, "    kvm.synchronize_srcu()\n", ""),
+            Edit(memory_region._swap_active_memslots, "    kvm.request_free_obsolete_roots()\n", ""),
+        ),
+        DELETED_DURING_FAULT,
+    ),
+    Mutation(
+        "slot-zap-without-flush",
+        "",
+        "a slot goes, of which only leaf sptes are zapped, and TLBs keep them",
+        ("I16", "I34"),
+        (Edit(zap_memslot._kvm_mmu_zap_memslot, "        kvm.flush_remote_tlbs()\n", "        pass\n"),),
+        DELETED_ALONE,
     ),
 )

@@ -15,8 +15,9 @@ from shadowvm.kvm.mmu.mmio_spte import (
 )
 from shadowvm.lab.invariants import Sanitizer
 from shadowvm.machine import Machine
+from shadowvm.mm.mm_struct import mmap
 from shadowvm.params import KvmParams
-from tests.kvm.test_memory_region import EXTRA, SLOT, WAIT, add, machine_for, run_with, tell, until
+from tests.kvm.test_memory_region import EXTRA, MIB, SLOT, WAIT, add, machine_for, run_with, tell, until
 from tests.kvm.test_readonly import add_rom
 from tests.tiny import EXIT, gate
 
@@ -91,6 +92,21 @@ def test_the_end_of_the_generations_zaps_all(tmp_path: Path) -> None:
 
     assert run_with(machine, vmm) == 0
     assert len(zapped) == 1
+
+
+@pytest.mark.parametrize(("as_id", "left", "zaps"), [(0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1)])
+def test_generations_end_in_each_address_space(tmp_path: Path, as_id: int, left: int, zaps: int) -> None:
+    """They go up by 2, even ones in the first and odd ones in the second."""
+    machine = machine_for(tmp_path, EXIT)
+    kvm = machine.kvm
+    slots = kvm.address_spaces[as_id]
+    slots.generation = MMIO_SPTE_GEN_MASK - 1 + as_id - 2 * left
+    zapped = []
+    with events.attached(lambda tracepoint, args: zapped.append(args), (events.kvm_mmu_zap_all_fast,)):
+        kvm.set_user_memory_region(as_id << 16 | SLOT, EXTRA, MIB, mmap(machine.mm, MIB))
+    assert len(zapped) == zaps
+    assert slots.generation == MMIO_SPTE_GEN_MASK + 1 + as_id - 2 * left
+    machine.close()
 
 
 def test_a_table_changed_from_outside_over_a_mapped_page(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,10 @@ from shadowvm.addr import Gfn, Hva
 from shadowvm.errors import ModelBug
 from shadowvm.events import Tracepoint, attached, kvm_flush_remote_tlbs, lock_release, spte_change
 from shadowvm.kvm.memslot import MemSlot
-from shadowvm.kvm.mmu.rmap import RMAP_RECYCLE_THRESHOLD, large_gfns, rmap_remove, rmap_sptes
+from shadowvm.kvm.mmu.rmap import RMAP_RECYCLE_THRESHOLD, kvm_rmap_age, large_gfns, rmap_remove, rmap_sptes
 from shadowvm.kvm.mmu.spte import SPTE_MMU_PRESENT
 from shadowvm.machine import Machine
+from shadowvm.x86 import PT_ACCESSED, PT_PRESENT
 from tests.guest_run import config_for
 from tests.tiny import EXIT, write_tiny
 
@@ -86,7 +89,13 @@ def test_a_page_is_found_by_its_own_sptes_and_by_the_large_ones_over_it() -> Non
 def test_large_sptes_are_found_by_any_page_of_theirs(many: int) -> None:
     """Whether the range or the list is the shorter one."""
     slot = slot_with({}, {512: 1, 1024: 2, **{(100 + n) * 512: 3 for n in range(many)}})
-    for first, last, found in ((513, 514, [512]), (0, 512, []), (1023, 1025, [512, 1024]), (1535, 1536, [1024])):
+    for first, last, found in (
+        (513, 514, [512]),
+        (0, 512, []),
+        (1023, 1025, [512, 1024]),
+        (1535, 1536, [1024]),
+        (600, 20000, [512, 1024]),
+    ):
         assert large_gfns(slot, Gfn(first), Gfn(last)) == found
 
 
@@ -99,3 +108,13 @@ def test_an_spte_leaves_its_list_once() -> None:
     for gfn, sptep in ((5, 50), (6, 60)):
         with pytest.raises(ModelBug, match="is not in the list"):
             rmap_remove(slot, Gfn(gfn), sptep)
+
+
+def test_every_spte_of_a_page_is_aged() -> None:
+    """One that stays young would make the page look used for ever."""
+    kvm: Any = SimpleNamespace(q=[PT_ACCESSED | PT_PRESENT, PT_PRESENT, PT_ACCESSED | PT_PRESENT])
+    assert kvm_rmap_age(kvm, [0, 1, 2], clear=False)
+    assert kvm.q[2] & PT_ACCESSED
+    assert kvm_rmap_age(kvm, [0, 1, 2], clear=True)
+    assert kvm.q == [PT_PRESENT] * 3
+    assert not kvm_rmap_age(kvm, 1, clear=True)
