@@ -6,7 +6,7 @@ from functools import partial
 
 from ...kvm.mmu import page_fault, rmap
 from . import host
-from .guest import DATA, PAGE, PDPT, PS, Code
+from .guest import DATA, KERNEL, PAGE, PAGE_PDE, PDPT, PS, TABLE, A, Code, P, W
 from .mutation import Mutation
 from .patch import Edit
 from .scenario import Scenario
@@ -20,6 +20,21 @@ REDIRECTED = Scenario(
     actions=(partial(host.write, gpa=PDPT + 8, value=GIB | DATA | PS),),
 )
 """From outside of the guest the entry of a page of 1 GiB is pointed at another one."""
+
+SAME_FRAME = Scenario(
+    Code()
+    .store(PAGE, 1)
+    .store(TABLE, PAGE | P | W | A)
+    .store(PAGE_PDE, TABLE | KERNEL)
+    .reload_cr3()
+    .load(PAGE)
+    .store(TABLE, host.EXTRA | DATA)
+    .store(PAGE, 7)
+    .expect(PAGE, 7)
+    .exit(),
+    prepare=partial(host.add_alias, gpa=PAGE),
+)
+"""Two slots have the same memory. An entry is pointed from the one at the other, and its spte is not synced yet."""
 
 MUTATIONS = (
     Mutation(
@@ -45,5 +60,13 @@ MUTATIONS = (
         ("I21",),
         (Edit(page_fault.mmu_set_spte, "rmap_add(kvm, fault.slot, gfn, sptep)", "False"),),
         TABLE_IN_USE,
+    ),
+    Mutation(
+        "spte-of-the-same-frame-kept",
+        "",
+        "an spte that has the right frame, by way of another gfn, stays, and with it its place in the rmap of that",
+        ("I21",),
+        (Edit(page_fault.mmu_set_spte, " or sp.gfn_of(index) != gfn):\n        drop_spte", "):\n        drop_spte"),),
+        SAME_FRAME,
     ),
 )
