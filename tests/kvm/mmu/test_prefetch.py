@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from shadowvm import events
-from shadowvm.addr import Gfn
+from shadowvm.addr import PAGE_SIZE, Gfn, Hva
+from shadowvm.config import MIB
 from shadowvm.kvm.mmu.spte import SPTE_MMU_WRITABLE
+from shadowvm.mm.mmu_notifier import (
+    MmuNotifierEvent,
+    MmuNotifierRange,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from shadowvm.params import KvmParams
 from shadowvm.x86 import PT_ACCESSED
 from tests.guest_run import Result, config_for, run_checked
+from tests.kvm.mmu.nested_cpu import cpus_of, hva_of, make_vm
 from tests.tiny import EXIT, write_tiny
 
 TABLE = 0x300000
@@ -99,3 +107,28 @@ def test_a_clean_entry_gives_no_right_to_write_and_none_is_accessed(tmp_path: Pa
         run(tmp_path, touch(*FRAMES) + entries(0, 0x400000 | RWX, 0x402000 | CLEAN) + LINK, "mov rax, [0x600000]\n")
     assert sptes[Gfn(0x400)] & PT_ACCESSED
     assert not sptes[Gfn(0x402)] & (PT_ACCESSED | SPTE_MMU_WRITABLE)
+
+
+@pytest.mark.parametrize(
+    ("params", "mapped"),
+    [
+        ({"tdp_mmu": 0}, 8),
+        ({"tdp_mmu": 0, "prefetch": 0}, 1),
+        ({"tdp_mmu": 0, "eptad": 0}, 1),
+        ({"tdp_mmu": 1}, 1),
+    ],
+    ids=["direct", "off", "no A bit tells a guess from a use", "the TDP MMU does not guess"],
+)
+def test_neighbours_in_two_dimensional_paging(params: dict[str, int], mapped: int) -> None:
+    kvm = make_vm(**params)
+    cpu = cpus_of(kvm)[0]
+    for page in range(8, 16):
+        cpu.store(page * PAGE_SIZE, page)
+    start = hva_of(kvm, 0)
+    range_ = MmuNotifierRange(kvm.mm, start, Hva(start + MIB), MmuNotifierEvent.CLEAR)
+    mmu_notifier_invalidate_range_start(range_)
+    mmu_notifier_invalidate_range_end(range_)
+    assert kvm.stat.pages_4k == 0
+    assert cpu.load(11 * PAGE_SIZE) == 11
+    assert kvm.stat.pages_4k == mapped
+    assert sum(cpu.spte(page * PAGE_SIZE) & PT_ACCESSED != 0 for page in range(8, 16)) == 1
