@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..x86 import PFERR_PRESENT, PFERR_WRITE
 from .bins import Flags, Ints
 from .timeline import Timeline, between
 
@@ -32,14 +33,15 @@ KINDS = (
     Kind("major", "the host reads the page from swap"),
     Kind("minor", "the host maps a page without reading: first touch, copy on write, or read ahead before"),
     Kind("fast_page_fault", "rights given back without mmu_lock"),
-    Kind("spte only", "the host has the page; the spte was missing or had too few rights"),
+    Kind("spte upgrade", "the host has the page; the spte was there, with too few rights, such as a first write"),
+    Kind("spte only", "the host has the page; only the spte was missing"),
     Kind("spurious, retried", "no spte was set: one was there by then, or an invalidation came in between"),
 )
-ASYNC, GUEST, MMIO, EMULATED, MAJOR, MINOR, FAST, SPTE, SPURIOUS = range(len(KINDS))
+ASYNC, GUEST, MMIO, EMULATED, MAJOR, MINOR, FAST, UPGRADE, SPTE, SPURIOUS = range(len(KINDS))
 
 
 class Faults(NamedTuple):
-    """One row for each kvm_page_fault. gfn: -1 where no memory was looked for. kind: index into KINDS.
+    """One row for each kvm_page_fault. gfn: -1 where no memory was looked for. write: of the access. kind: in KINDS.
 
     instructions, events, points: retired by all vCPUs, traced and passed by the task, until the entry; -1 if the trace
     shows none.
@@ -49,6 +51,7 @@ class Faults(NamedTuple):
     now: Ints
     vcpu: Ints
     gfn: Ints
+    write: Flags
     kind: Ints
     instructions: Ints
     events: Ints
@@ -71,6 +74,7 @@ def find_faults(timeline: Timeline) -> Faults:
         now=now,
         vcpu=timeline.field("kvm_page_fault", "vcpu_id"),
         gfn=_gfns(timeline, first, last),
+        write=timeline.field("kvm_page_fault", "error_code") & PFERR_WRITE != 0,
         kind=_kinds(timeline, first, last),
         instructions=np.where(ended, timeline.now[entered] - now, -1),
         events=np.where(ended, entry - first - 1, -1),
@@ -107,6 +111,7 @@ def _kinds(timeline: Timeline, first: Ints, last: Ints) -> Ints:
         MAJOR: has("swap_readpage"),
         MINOR: has("handle_mm_fault"),
         FAST: has_some("fast_page_fault", "ret", _RET_PF_FIXED),
+        UPGRADE: has("kvm_mmu_set_spte") & (timeline.field("kvm_page_fault", "error_code") & PFERR_PRESENT != 0),
         SPTE: has("kvm_mmu_set_spte"),
     }
     return np.select(list(rules.values()), list(rules), SPURIOUS)

@@ -6,17 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bins import Axis, Flags, Ints
+from .bins import Axis, Flags, Ints, distinct
 from .faults import MAJOR, MINOR, Faults
 from .host import HostPtes
 from .sptes import Lives
 
 
 class Gfn(NamedTuple):
-    """What happened to one page. faults: of any kind; mapped: share of the time, by sptes of 4 KiB or larger."""
+    """What happened to one page. writes: faults of stores. mapped: share of the time, by an spte of any size."""
 
     gfn: int
     faults: int
+    writes: int
     major: int
     minor: int
     swapped_in: int
@@ -28,7 +29,7 @@ class Gfn(NamedTuple):
 
 def hottest(axis: Axis, faults: Faults, ptes: HostPtes, lives: Lives, limits: tuple[int, int], top: int) -> list[Gfn]:
     """The gfns inside the limits with most faults; of equal ones those with most zaps, then the lowest."""
-    gfns = np.unique(np.concatenate([faults.gfn, ptes.gfn, lives.gfn]))
+    gfns = distinct(np.concatenate([faults.gfn, ptes.gfn, lives.gfn]))
     gfns = gfns[(gfns >= max(limits[0], 0)) & (gfns < limits[1])]
 
     def count(gfn: Ints, now: Ints, chosen: Flags | bool = True) -> Ints:
@@ -42,6 +43,7 @@ def hottest(axis: Axis, faults: Faults, ptes: HostPtes, lives: Lives, limits: tu
     zapped = count(lives.gfn, lives.zapped, lives.ended)
     columns = (
         taken,
+        count(faults.gfn, faults.now, faults.write),
         count(faults.gfn, faults.now, faults.kind == MAJOR),
         count(faults.gfn, faults.now, faults.kind == MINOR),
         count(ptes.gfn, ptes.now, ptes.swapped_in),

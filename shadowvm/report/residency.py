@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bins import Axis, Flags, Floats, Ints
+from .bins import Axis, Flags, Floats, Ints, distinct
 from .host import HostPtes, is_present, is_swapped
 from .sptes import Lives
 
@@ -47,7 +47,7 @@ def touched_rows(ptes: HostPtes, lives: Lives, limits: tuple[int, int], rows: in
     """The gfns that are ever backed or mapped, inside the limits (gfn, gfn after the last), in at most `rows`."""
     large = np.unique(lives.gfn[(lives.level > 1) & (lives.gfn >= 0)])
     parts = [ptes.gfn, ptes.before[0], lives.gfn[lives.level == 1], (large[:, None] + np.arange(HUGE)).ravel()]
-    gfns = np.unique(np.concatenate(parts))
+    gfns = distinct(np.concatenate(parts))
     gfns = gfns[(gfns >= max(limits[0], 0)) & (gfns < limits[1])]
     count = min(rows, len(gfns))
     edges = np.arange(count + 1) * len(gfns) // max(count, 1)

@@ -223,6 +223,7 @@ def hottest(analysis: Analysis) -> Section:
         "gfn",
         "gpa",
         "faults",
+        "of stores",
         "major",
         "minor",
         "swapped in",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .faults import ASYNC, EMULATED, FAST, GUEST, KINDS, MAJOR, MINOR, MMIO, SPTE, SPURIOUS
+from .faults import ASYNC, EMULATED, FAST, GUEST, KINDS, MAJOR, MINOR, MMIO, SPTE, SPURIOUS, UPGRADE
 
 SURFACES = {
     "page": ("#ffffff", "#14171c"),
@@ -36,6 +36,7 @@ FAULTS = {
     MAJOR: "red",
     MINOR: "amber",
     FAST: "green",
+    UPGRADE: "violet",
     SPTE: "blue",
     SPURIOUS: "faint",
 }

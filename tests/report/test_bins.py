@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from shadowvm.report.bins import magnitude, magnitude_label, magnitude_tick, percentile, time_axis
+from shadowvm.report.bins import distinct, magnitude, magnitude_label, magnitude_tick, percentile, time_axis
 
 
 def test_moments_fall_into_equal_bins() -> None:
@@ -22,6 +22,11 @@ def test_no_bin_is_shorter_than_a_nanosecond(start: int, stop: int, bins: int) -
     axis = time_axis(start, stop, 160)
     assert axis.bins == bins
     assert axis.per_bin(np.array([start, max(start, stop - 1)])).sum() == 2
+
+
+def test_distinct_values_come_in_order() -> None:
+    assert distinct(np.array([3, 1, 3, -1, 1])).tolist() == [-1, 1, 3]
+    assert distinct(np.array([], np.int64)).tolist() == []
 
 
 def test_magnitudes_are_powers_of_two() -> None:

@@ -40,6 +40,15 @@ def test_the_kind_is_told_by_what_its_task_does(between: list[E], kind: str, tim
     assert found.gfn.tolist() == [5]
 
 
+def test_a_present_spte_is_upgraded(timeline_of: Make) -> None:
+    steps = fault(0, 5, SET)
+    steps[0] = steps[0]._replace(args=(0, 0, 0x5000, 3))
+    steps += [E(1, VCPU, "kvm_page_fault", (0, 0, 0x5000, 1)), SET, E(1, VCPU, "kvm_entry", (0, 0))]
+    found = find_faults(timeline_of(steps))
+    assert [KINDS[each].name for each in found.kind] == ["spte upgrade", "spte upgrade"]
+    assert found.write.tolist() == [True, False]
+
+
 def test_latency_is_events_points_and_instructions_until_the_entry(timeline_of: Make) -> None:
     other = E(40, "CPU 1/KVM", "handle_mm_fault", (0, 0))
     events = [

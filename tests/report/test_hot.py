@@ -30,8 +30,8 @@ def test_the_hottest_come_first_with_what_happened_to_them(analysis_of: Make) ->
     ]
     found = analysis_of(events).hottest
     assert [each.gfn for each in found] == [7, 9, 8]
-    assert found[0] == (7, 2, 1, 0, 1, 1, 1, 1, 0.3)
-    assert found[2] == (8, 0, 0, 0, 0, 0, 2, 2, 0.2)
+    assert found[0] == (7, 2, 2, 1, 0, 1, 1, 1, 1, 0.3)
+    assert found[2] == (8, 0, 0, 0, 0, 0, 0, 2, 2, 0.2)
 
 
 def test_nothing_happened_nothing_is_hot(analysis_of: Make) -> None:
