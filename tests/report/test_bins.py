@@ -39,5 +39,5 @@ def test_magnitudes_are_powers_of_two() -> None:
 def test_percentiles_are_values_that_occur() -> None:
     values = np.arange(1, 101)
     assert [percentile(values, each) for each in (1, 50, 90, 99, 100)] == [1, 50, 90, 99, 100]
-    assert percentile(np.array([7]), 50) == 7
+    assert [percentile(np.array([9, 7, 8]), each) for each in (0, 33, 34, 50, 67)] == [7, 7, 8, 8, 9]
     assert percentile(np.array([], np.int64), 50) == -1

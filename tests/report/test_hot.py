@@ -24,14 +24,13 @@ def test_the_hottest_come_first_with_what_happened_to_them(analysis_of: Make) ->
         *life(2, 5, 7, 0x8000),
         pte(5, 7, PRESENT, SWAPPED),
         *fault(6, 9),
-        *life(6, 8, 8, 0x8008),
-        *life(9, 9, 8, 0x8008),
+        *sorted([*life(6, 8, 8, 0x8008), *life(7, 9, 8, 0x8010)], key=lambda event: event.now),
         E(9, VCPU, "kvm_entry", (0, 0)),
     ]
     found = analysis_of(events).hottest
     assert [each.gfn for each in found] == [7, 9, 8]
     assert found[0] == (7, 2, 2, 1, 0, 1, 1, 1, 1, 0.3)
-    assert found[2] == (8, 0, 0, 0, 0, 0, 0, 2, 2, 0.2)
+    assert found[2] == (8, 0, 0, 0, 0, 0, 0, 2, 2, 0.3)
 
 
 def test_nothing_happened_nothing_is_hot(analysis_of: Make) -> None:

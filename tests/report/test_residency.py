@@ -29,6 +29,7 @@ def test_a_cell_has_the_share_of_its_time(analysis_of: Make) -> None:
     assert found.backed.tolist() == [[0.5, 1, 1, 0]]
     assert found.mapped.tolist() == [[0, 1, 0.5, 0]]
     assert found.swapped.tolist() == [[0, 0, 0, 1]]
+    assert analysis_of(events, FOUR).zap_cells.tolist() == [[0, 0, 1, 0]]
 
 
 def test_what_was_there_before_the_trace_is_there_from_the_start(analysis_of: Make) -> None:

@@ -63,8 +63,11 @@ def test_a_leaf_of_a_split_has_the_gfn_of_its_frame(timeline_of: Make) -> None:
 
 def test_the_same_entry_names_another_gfn_in_its_next_life(timeline_of: Make) -> None:
     first = 5 << 12 | LEAF
-    events = [*set_spte(0, 5, 0x8000), spte(1, 0x8000, first, 0), spte(2, 0x8000, 0, first), *set_spte(3, 6, 0x8008)]
-    assert lives_of(timeline_of, events).gfn.tolist() == [5, -1, 6]
+    events = [*set_spte(0, 5, 0x8000), spte(1, 0x8000, first, 0), spte(2, 0x8000, 0, first)]
+    events += [spte(3, 0x8000, first, 0), *set_spte(4, 6, 0x8000), spte(5, 0x8008, first, 0)]
+    found = lives_of(timeline_of, events)
+    assert found.gfn.tolist() == [5, -1, 6]
+    assert found.ended.tolist() == [True, True, False]
 
 
 def test_no_store_no_life(timeline_of: Make) -> None:
