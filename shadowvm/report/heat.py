@@ -72,6 +72,14 @@ def count_image(cells: Ints, colour: str) -> str:
     return data_url(encode_png(level[::-1], shades))
 
 
+def count_legend(cells: Ints, colour: str, what: str, layer: str) -> str:
+    """What count_image() shows, hidden until it is shown."""
+    most = int(cells.max(initial=0))
+    text = f"1 to {most:,} {what} in a cell" if most > 1 else f"1 of {what} in a cell" if most else f"no {what}"
+    ramp = f'<i class="key ramp {colour}"></i>' if most else ""
+    return f'<ul class="legend" data-layer="{layer}" hidden><li>{ramp}{text}</li></ul>\n'
+
+
 def heat_map(id_: str, label: str, residency: Residency, x: Scale, layers: list[tuple[str, str]]) -> str:
     """The figure. layers: (name, URL) of pictures of which one is shown."""
     pictures = "".join(

@@ -90,15 +90,16 @@ def frame(id_: str, label: str, y_title: str, marks: list[tuple[float, str]], x:
     )
 
 
-def legend(series: Sequence[Series]) -> str:
-    """Colours and names."""
+def legend(series: Sequence[Series], layer: str = "") -> str:
+    """Colours and names; of a layer of the heat map, which has one each."""
     items = "".join(
         f'<li title="{escape(each.explain)}"><i class="key {each.colour}"></i>{escape(each.name)}'
         + (f" <b>{escape(each.total)}</b>" if each.total else "")
         + "</li>"
         for each in series
     )
-    return f'<ul class="legend">{items}</ul>\n'
+    attribute = f' data-layer="{layer}"' if layer else ""
+    return f'<ul class="legend"{attribute}>{items}</ul>\n'
 
 
 def _bars(series: Sequence[Series], top: float) -> str:

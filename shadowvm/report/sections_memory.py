@@ -6,7 +6,7 @@ import numpy as np
 
 from .analysis import Analysis
 from .bins import Ints
-from .heat import count_image, heat_map, state_image
+from .heat import count_image, count_legend, heat_map, state_image
 from .host import frames_in_use, time_within
 from .html import Cell, Section, empty, number, share, subheading, table
 from .plot import Chart, Series, legend, time_scale
@@ -47,7 +47,9 @@ def residency(analysis: Analysis) -> Section:
     each = str(least) if least == most else f"{least} to {most}"
     pages = f"{len(rows.gfns):,} gfns in {rows.number} lines, {each} in each."
     body = f'<div class="buttons" role="group" aria-label="Layer" hidden>{buttons}</div>' + picture
-    body += legend(STATES) + f'<p class="note">{pages}</p>\n'
+    body += legend(STATES, "state")
+    body += count_legend(analysis.fault_cells, "red", "spte faults", "faults")
+    body += count_legend(analysis.zap_cells, "violet", "zaps", "zaps") + f'<p class="note">{pages}</p>\n'
     return Section("residency", "Residency", lead, body)
 
 

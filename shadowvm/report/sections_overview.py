@@ -133,10 +133,10 @@ def names(analysis: Analysis) -> Section:
     hits = sorted(timeline.counts.items(), key=lambda each: (-each[1], each[0]))
     most = hits[0][1] if hits else 1
     lines: list[list[Cell]] = [
-        [name, REGISTRY[name].system if name in REGISTRY else "-", count, _bar(count, most)] for name, count in hits
+        [name, count, REGISTRY[name].system if name in REGISTRY else "-", _bar(count, most)] for name, count in hits
     ]
     body += subheading("Tracepoints")
-    body += table("Hits", ["tracepoint", "system", "hits", ""], lines) if lines else empty("No event in this trace.")
+    body += table("Hits", ["tracepoint", "hits", "system", ""], lines) if lines else empty("No event in this trace.")
     lead = "Why the guest exited, and how often each tracepoint was hit, in the kernel's names."
     return Section("names", "Exits and tracepoints", lead, body)
 

@@ -121,14 +121,13 @@ function followHeat(heat) {
       ...cells.map(([what, each]) => ["", what, format(each[cell])]),
     ], x, y);
   }, columns);
-  const group = document.querySelector(".buttons"), legend = figure.nextElementSibling;
+  const group = document.querySelector(".buttons");
   group.hidden = false;
   group.addEventListener("click", event => {
     const layer = event.target.dataset.show;
     if (!layer) return;
     for (const each of group.children) each.setAttribute("aria-pressed", each === event.target);
-    for (const each of area.querySelectorAll("img")) each.hidden = each.dataset.layer !== layer;
-    legend.style.visibility = layer === "state" ? "" : "hidden";
+    for (const each of document.querySelectorAll("[data-layer]")) each.hidden = each.dataset.layer !== layer;
   });
 }
 
