@@ -76,6 +76,10 @@ def _configuration(analysis: Analysis) -> str:
         if name in config:
             unit = " ns" if name == "swap_latency" else ""
             rows.append([name.replace("_", " "), _text(config[name]) + unit])
+    told = timeline.tail.get("virtual_ns")
+    if isinstance(told, int) and told > instructions(analysis):
+        idle = told - instructions(analysis)
+        rows.append(["virtual time", f"{told:,} ns, {idle:,} of them while no vCPU executed; charts leave these out"])
     violations = timeline.tail.get("violations")
     if isinstance(violations, list) and violations:
         rows.append(["violations", "; ".join(map(_text, violations))])
@@ -103,7 +107,7 @@ def vcpus(analysis: Analysis) -> tuple[Section | None, list[Chart]]:
         mine = faults.vcpu == vcpu
         taken = faults.now[mine & analysis.axis.inside(faults.now)]
         series.append(
-            Series(f"vCPU {vcpu}", MANY[at % len(MANY)], analysis.axis.per_bin(taken).tolist(), number(len(taken)))
+            Series(f"vCPU {vcpu}", _line_style(at), analysis.axis.per_bin(taken).tolist(), number(len(taken)))
         )
         exited = int((exit_vcpus[: len(exits.event)] == vcpu).sum())
         kinds = [int((mine & (faults.kind == kind)).sum()) for kind in range(len(KINDS))]
@@ -119,6 +123,11 @@ def vcpus(analysis: Analysis) -> tuple[Section | None, list[Chart]]:
     heads = ["", "exits", "spte faults", *(kind.name for kind in KINDS), "events in a fault, median"]
     lead = "Who faults when: one line for each vCPU. Below, what became of the faults of each."
     return Section("vcpus", "vCPUs", lead, chart.html() + table("Faults by vCPU and kind", heads, rows)), [chart]
+
+
+def _line_style(at: int) -> str:
+    """When there are no more colours, lines are dashed."""
+    return MANY[at % len(MANY)] + (" dash" if at >= len(MANY) else "")
 
 
 def names(analysis: Analysis) -> Section:

@@ -146,6 +146,7 @@ def test_every_vcpu_has_a_line(analysis_of: Make) -> None:
     page = render(analysis_of(events, smp=16))
     series = data_of(page)["charts"]["vcpu-faults"]["series"]
     assert [each["name"] for each in series] == [f"vCPU {vcpu}" for vcpu in range(16)]
+    assert len({each["colour"] for each in series}) == 16
     assert "vcpus" in Outline(page).ids
     assert "vcpus" not in Outline(render(analysis_of([E(0, VCPU, "kvm_entry", (0, 0))]))).ids
 
