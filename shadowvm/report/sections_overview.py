@@ -101,6 +101,7 @@ def vcpus(analysis: Analysis) -> tuple[Section | None, list[Chart]]:
     if len(numbers) < 2:
         return None, []
     exits, exit_vcpus = timeline.hits["kvm_exit"], timeline.field("kvm_exit", "vcpu_id")
+    present = np.unique(faults.kind).tolist()
     series = []
     rows: list[list[Cell]] = []
     for at, vcpu in enumerate(numbers):
@@ -110,7 +111,7 @@ def vcpus(analysis: Analysis) -> tuple[Section | None, list[Chart]]:
             Series(f"vCPU {vcpu}", _line_style(at), analysis.axis.per_bin(taken).tolist(), number(len(taken)))
         )
         exited = int((exit_vcpus[: len(exits.event)] == vcpu).sum())
-        kinds = [int((mine & (faults.kind == kind)).sum()) for kind in range(len(KINDS))]
+        kinds = [int((mine & (faults.kind == kind)).sum()) for kind in present]
         rows.append([f"vCPU {vcpu}", exited, len(taken), *kinds, percentile(faults.events[mine], 50)])
     chart = Chart(
         "vcpu-faults",
@@ -120,7 +121,7 @@ def vcpus(analysis: Analysis) -> tuple[Section | None, list[Chart]]:
         series,
         lines=True,
     )
-    heads = ["", "exits", "spte faults", *(kind.name for kind in KINDS), "events in a fault, median"]
+    heads = ["", "exits", "spte faults", *(KINDS[kind].name for kind in present), "events in a fault, median"]
     lead = "Who faults when: one line for each vCPU. Below, what became of the faults of each."
     return Section("vcpus", "vCPUs", lead, chart.html() + table("Faults by vCPU and kind", heads, rows)), [chart]
 
