@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _PLAIN = (int, str, bytes, bool, float, type(None))
 _OPAQUE = (Tracepoint, MachineConfig, UnicornEngine, Ram, type)
-_SKIPPED = frozenset({"debugger"})
+_SKIPPED = {"Kvm": {"debugger"}, "SwapFile": {"fd", "name", "_created"}}
+"""By class: what a debugger attached, and where in the real machine the swap file is."""
 _PIECES = 4096
 _SLOTS: dict[type, tuple[str, ...]] = {}
 
@@ -110,7 +111,8 @@ def _taken_apart(each: Any) -> tuple[str, list[object]]:
 
 def _fields(each: object) -> list[str]:
     own = sorted(getattr(each, "__dict__", ()))
-    return [name for name in (*_slots(type(each)), *own) if name not in _SKIPPED]
+    skipped = _SKIPPED.get(type(each).__name__, set())
+    return [name for name in (*_slots(type(each)), *own) if name not in skipped]
 
 
 def _slots(kind: type) -> tuple[str, ...]:
