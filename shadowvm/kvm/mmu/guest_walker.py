@@ -39,6 +39,7 @@ from ...x86 import (
 from ..memslot import KVM_MEM_READONLY, KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from .paging_mode import NONPAGING, PAE, PT32, PT64
 from .permission import permission_fault
+from .pte_write import track_marks32
 from .role import A20_GFN_MASK, ROLE_A20_CLOSED
 from .spte import (
     ACC_ALL,
@@ -285,6 +286,8 @@ def _update_accessed_dirty_bits(vcpu: Vcpu, gva: Gva, pferr: int) -> RetPf:
         if not done:
             return RET_PF_RETRY
         kvm_vcpu_mark_page_dirty(vcpu, Gfn(gpa >> PAGE_SHIFT))
+        if vcpu.mode is PT32:
+            track_marks32(vcpu.kvm, gpa)
         if kvm_mmu_set_accessed_bit.on and not old & PT_ACCESSED:
             kvm_mmu_set_accessed_bit(gpa)
         if kvm_mmu_set_dirty_bit.on and new & ~old & PT_DIRTY:

@@ -40,6 +40,19 @@ def kvm_mmu_track_write(kvm: Kvm, gpa: Gpa, length: int) -> None:
         kvm.flush_remote_tlbs()
 
 
+def track_marks32(kvm: Kvm, gpa: Gpa) -> None:
+    """KVM has set A or D in the 32-bit entry at `gpa`. May take mmu_lock.
+
+    Of every second entry these are bits of the address to a guest that reads the table as one of 64-bit entries. KVM
+    leaves such a guest with what it has shadowed before.
+    """
+    pages = kvm.page_hash.get(Gfn(gpa >> PAGE_SHIFT), ()) if gpa & 4 else ()
+    if any(not sp.direct and not unpack_role(sp.role).has_4_byte_gpte for sp in pages):
+        kvm.mmu_lock.acquire()
+        kvm_mmu_track_write(kvm, gpa, 4)
+        kvm.mmu_lock.release()
+
+
 def _written_sptes(sp: KvmMmuPage, offset: int, length: int) -> range:
     """Entries of a shadow page behind `length` bytes at `offset` of the guest's table (get_written_sptes).
 
