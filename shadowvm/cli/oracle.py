@@ -16,9 +16,11 @@ from ..errors import ConfigError
 from ..params import parse_kvm_params
 
 if TYPE_CHECKING:
-    from ..lab.oracle.run import Failure, Report, Setup
+    from ..lab.oracle.run import Failure, Report
+    from ..lab.oracle.setup import Setup
 
 EXIT_DIFFERENCE = 1
+DEFAULT_HOST_MEMORY = "4M"
 
 
 def add_parser(commands: Any) -> None:
@@ -31,8 +33,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("-smp", metavar="N", default="1", help="CPUs, 1 to 16")
     parser.add_argument("--kvm-param", action="append", default=[], metavar="NAME=N,...", help="set knobs of KVM's MMU")
     parser.add_argument(
-        "--host-memory", metavar="SIZE", default="4M", help="memory of the simulated host (default: 4M)"
+        "--host-memory",
+        metavar="SIZE",
+        help=f"memory of the simulated host (default: {DEFAULT_HOST_MEMORY}, more with huge pages)",
     )
+    parser.add_argument("--fixed", action="store_true", help="do not draw each machine's knobs; those given never are")
     parser.add_argument("--check", action="store_true", help="verify the MMU's invariants too")
     parser.add_argument("--save", metavar="FILE", default="oracle-case.json", help="where a difference is saved")
     parser.add_argument("--replay", metavar="FILE", help="do the operations of a saved case instead")
@@ -71,10 +76,17 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _setup_from_args(args: argparse.Namespace) -> Setup:
-    from ..lab.oracle.run import Setup  # noqa: PLC0415
+    from ..lab.oracle.setup import Setup  # noqa: PLC0415
 
-    memory = parse_size(args.host_memory, "--host-memory")
+    memory = parse_size(args.host_memory or DEFAULT_HOST_MEMORY, "--host-memory")
     return Setup(parse_smp(args.smp), args.mmu, max(memory, MIB), parse_kvm_params(args.kvm_param), args.check)
+
+
+def _given(args: argparse.Namespace) -> set[str]:
+    """What the user has said of the machine."""
+    parts = ",".join(args.kvm_param).split(",")
+    names = {part.partition("=")[0].strip().rpartition(".")[2] for part in parts}
+    return names | {"host_memory"} if args.host_memory is not None else names
 
 
 def _random(setup: Setup, args: argparse.Namespace) -> Report:
@@ -83,12 +95,13 @@ def _random(setup: Setup, args: argparse.Namespace) -> Report:
     from ..lab.oracle.shrink import shrink  # noqa: PLC0415
 
     report = Report()
-    for report in random_run(setup, args.ops, args.seed):
+    pinned = None if args.fixed else _given(args)
+    for report in random_run(setup, args.ops, args.seed, pinned=pinned):
         if report.failures:
             print(f"after {report.operations} operations: {report.failures[0].text}", file=sys.stderr)
-            report.failures = [shrink(setup, each) for each in report.failures]
+            report.failures = [shrink(each.setup, each) for each in report.failures]
             _tell(report.failures[0])
-            _write(args.save, case_text(setup, report.failures[0]))
+            _write(args.save, case_text(report.failures[0].setup, report.failures[0]))
             print(f"saved: shadowvm oracle --replay {args.save}", file=sys.stderr)
     return report
 
@@ -123,6 +136,14 @@ def _results(setup: Setup, report: Report, seconds: float) -> dict[str, Any]:
         "smp": setup.smp,
         "kvm_params": changed_params(setup.params),
         "failures": [
-            {"text": each.text, "details": each.details, "operations": each.operations} for each in report.failures
+            {
+                "text": each.text,
+                "details": each.details,
+                "kvm_params": changed_params(each.setup.params),
+                "thp": each.setup.thp,
+                "dirty_log": each.setup.dirty_log,
+                "operations": each.operations,
+            }
+            for each in report.failures
         ],
     }

@@ -19,18 +19,18 @@ from ...errors import ModelBug
 from ...events import REGISTRY, Tracepoint, attached
 from ...guests import find_image
 from ...kvm.cr import load_pdptrs
-from ...kvm.dirty import kvm_get_dirty_log
 from ...kvm.exit import ExitReason, KvmRun
-from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES
+from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
+from ...kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages
 from ...kvm.mmu.unsync import vcpu_update_flush_exits
 from ...kvm.mp_state import RUNNABLE
-from ...kvm.vcpu import vcpu_enter_guest
+from ...kvm.vcpu import Vcpu, vcpu_enter_guest
 from ...machine import Machine
 from ...mm.fault import VmFault
 from ...mm.gup import host_pte
+from ...mm.khugepaged import collapse_huge_page
 from ...mm.mm_struct import madvise_dontneed, madvise_pageout, mmap, mprotect, munmap
 from ...mm.uaccess import copy_from_user, copy_to_user, read_user_u64, write_user_u64
-from ...params import KvmParams
 from ...sync import Task
 from ...x86 import (
     CR0_PE,
@@ -54,8 +54,10 @@ from ...x86 import (
 )
 from . import layout as at
 from . import traps
-from .model import EFAULT, FAULT, GP, MMIO, OK, Outcome
+from .dirty_logs import DirtyLogs
+from .model import EFAULT, FAULT, GP, MMIO, OK, ROM_TABLE, Outcome
 from .paging import Control
+from .setup import Setup
 
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = range(8)
 _EFER_INDEX = 0xC000_0080
@@ -70,25 +72,29 @@ HOG_PAGES = 256
 class Bed:
     """See the module. Everything but the constructor runs in a task of the machine."""
 
-    def __init__(self, *, smp: int, mmu: str, host_memory: int, params: KvmParams) -> None:
+    def __init__(self, setup: Setup) -> None:
         config = MachineConfig(
             image=find_image("hello")[1],
             memory=4 * MIB,
-            host_memory=host_memory,
+            host_memory=setup.host_memory,
             swap=16 * MIB,
-            smp=smp,
-            mmu=mmu,
-            kvm_params=params,
+            smp=setup.smp,
+            mmu=setup.mmu,
+            kvm_params=setup.params,
+            thp="always" if setup.thp else "never",
         )
         self.machine = Machine(config, lambda byte: None)
         self.kvm = self.machine.kvm
         self.mm = self.machine.mm
         self.vcpus = self.kvm.vcpus
+        self._kind_of_log = setup.dirty_log
+        # Of tables that one address space shadows and the other stores to KVM does not hear.
+        self.has_smm = setup.mmu == "tdp"
         self.hvas: dict[int, int] = {}
         self._hog = 0
         self._device_stores: dict[int, int] = {}
         self._race: Task | None = None
-        self._levels = [-1] * smp
+        self._levels = [-1] * setup.smp
         self._code = {kind: n * at.STEP for n, kind in enumerate(at.KINDS)}
         for vcpu in self.vcpus:
             # The machine's own devices are at frames that a random entry can name.
@@ -104,7 +110,10 @@ class Bed:
             (at.MOVING, at.MOVING_BASES[0], at.MOVING_PAGES),
         ):
             self.hvas[slot_id] = mmap(self.mm, pages * PAGE_SIZE)
-            self.set_slot(slot_id, base, pages, log=False)
+            self.set_slot(slot_id, base, log=False)
+            if self.has_smm:
+                self.set_slot(at.IN_SMM | slot_id, at.SMM_BASE if slot_id == at.MOVING else base, log=False)
+        self.dirty_logs = DirtyLogs(self.kvm, self._kind_of_log)
         # Last, so that a page which is unmapped leaves the lowest hole.
         self._hog = mmap(self.mm, HOG_PAGES * PAGE_SIZE)
         self._store(at.CODE << PAGE_SHIFT, at.code_page())
@@ -115,7 +124,6 @@ class Bed:
             self.restore(hpage)
         for number, control in enumerate(controls):
             self.vcpus[number].mp_state = RUNNABLE
-            self.vcpus[number].task = self.machine.sched.current
             self.set_sregs(number, control)
 
     # Host memory.
@@ -145,6 +153,12 @@ class Bed:
             return self.mm.q[((pte & PT_ADDR_MASK) >> PAGE_SHIFT << 9) + (place & 511)]
         word = read_user_u64(self.mm, Hva(self.hva(place >> 9) + (place & 511) * 8))
         return None if isinstance(word, VmFault) else word
+
+    def resident(self, hpage: int) -> list[int]:
+        """The 512 words of a page, without any trace in the machine; none if it is not in memory."""
+        pte = host_pte(self.mm, self.hva(hpage) >> PAGE_SHIFT)  # type: ignore[arg-type]
+        first = (pte & PT_ADDR_MASK) >> PAGE_SHIFT << 9
+        return self.mm.q[first : first + 512].tolist() if pte & PT_PRESENT else []
 
     def page(self, hpage: int) -> memoryview | None:
         """The 512 words of a page, read as the VMM does; None if it is unmapped."""
@@ -183,6 +197,23 @@ class Bed:
             hva = Hva(self._hog + (page % HOG_PAGES << PAGE_SHIFT))
             write_user_u64(self.mm, hva, page + 1)
 
+    def collapse(self, slot: int) -> None:
+        """What khugepaged does, for the first 2 MiB of a slot, after everything that is in swap was read."""
+        for hpage in at.POOL:
+            if hpage >> 16 == slot & 0xFFFF:
+                self.page(hpage)
+        collapse_huge_page(self.mm, self.hva((slot & 0xFFFF) << 16) >> PAGE_SHIFT)  # type: ignore[arg-type]
+
+    def reprotect(self, slot: int) -> None:
+        """Take the right to write from a whole slot and give it back: huge pages stay what they are."""
+        start, size = self.hva(slot << 16), at.SLOT_PAGES[slot] << PAGE_SHIFT
+        mprotect(self.mm, start, size, False)
+        mprotect(self.mm, start, size, True)
+
+    def recover(self) -> None:
+        """The worker of nx_huge_pages makes a pass."""
+        kvm_recover_nx_huge_pages(self.kvm)
+
     def flap(self, hpage: int) -> None:
         """Take the right to write and give it back."""
         self.protect(hpage, writable=False)
@@ -219,16 +250,14 @@ class Bed:
 
     # Slots.
 
-    def set_slot(self, slot_id: int, base: int, pages: int, *, log: bool) -> None:
-        """KVM_SET_USER_MEMORY_REGION; `pages` 0 deletes."""
-        flags = KVM_MEM_LOG_DIRTY_PAGES if log else 0
-        hva = Hva(self.hvas[slot_id])
-        self.kvm.set_user_memory_region(slot_id, Gpa(base << PAGE_SHIFT), pages << PAGE_SHIFT, hva, flags)
-
-    def harvest(self, slot_id: int) -> set[int]:
-        """KVM_GET_DIRTY_LOG: host pages."""
-        bits = kvm_get_dirty_log(self.kvm, slot_id)
-        return {slot_id << 16 | page for page in range(8 * len(bits)) if bits[page >> 3] >> (page & 7) & 1}
+    def set_slot(self, slot_id: int, base: int, *, log: bool, rom: bool = False) -> None:
+        """KVM_SET_USER_MEMORY_REGION; a negative base deletes."""
+        flags = (KVM_MEM_LOG_DIRTY_PAGES if log else 0) | (KVM_MEM_READONLY if rom else 0)
+        number = slot_id & 0xFFFF
+        offset = at.SMM_OFFSET if slot_id == at.IN_SMM | at.MOVING else 0
+        hva = Hva(self.hvas[number] + (offset << PAGE_SHIFT))
+        size = at.SLOT_PAGES[number] - offset << PAGE_SHIFT if base >= 0 else 0
+        self.kvm.set_user_memory_region(slot_id, Gpa(max(base, 0) + offset << PAGE_SHIFT), size, hva, flags)
 
     # vCPUs.
 
@@ -264,6 +293,10 @@ class Bed:
         engine.flush_tlb()
         self._levels[number] = -1
 
+    def set_smm(self, number: int, on: bool) -> None:
+        """SMI, or RSM."""
+        self.vcpus[number].set_smm(on)
+
     def _set_level(self, number: int, mode: int, cpl: int) -> None:
         """Code and data segments of a privilege level."""
         if self._levels[number] == mode << 2 | cpl:
@@ -287,17 +320,19 @@ class Bed:
         env[RSI] = env[RDX] = value
         env[RDI] = va
         env[RBP] = 0
-        self._device_stores = {}
+        # Another CPU's access may come in between.
+        waiting, self._device_stores = self._device_stores, {}
         if kind == "x":
             rip, length = va, at.FETCH_LENGTH
         else:
             rip, length = at.code_address(mode, cpl) + self._code[kind], len(at.KINDS[kind])
         outcome = self._execute(number, mode, rip, rip + length)
+        stored, self._device_stores = self._device_stores, waiting
         if outcome.kind != OK:
             return outcome
         size = 8 if kind == "x" else int(kind[1])
         loaded = env[RBP] if kind == "x" else env[RSI] & (1 << 8 * size) - 1
-        return Outcome(OK, loaded, device=self._device_stores)
+        return Outcome(OK, loaded, device=stored)
 
     def control(self, number: int, mode: int, what: str, value: int) -> Outcome:
         """INVLPG, MOV to a control register, WRMSR EFER or WRPKRU with `value`, at CPL 0."""
@@ -316,8 +351,19 @@ class Bed:
         engine = vcpu.engine
         engine.env[RSP] = at.traps_address(mode) + traps.STACK_TOP
         engine.rip = rip
+        vcpu.task = self.machine.sched.current
+        try:
+            return self._enter(vcpu, mode, after)
+        finally:
+            vcpu.task = None
+
+    def _enter(self, vcpu: Vcpu, mode: int, after: int) -> Outcome:
+        number, engine = vcpu.id, vcpu.engine
         for _ in range(_MAX_ENTRIES):
             result = vcpu_enter_guest(vcpu)
+            if result is not None and result.exit_reason == ExitReason.DIRTY_RING_FULL:
+                self.dirty_logs.empty_rings()
+                continue
             if vcpu.event is not None:
                 event, vcpu.event = vcpu.event, None
                 return _raised(event.vector, event.error_code or 0, event.cr2 or 0)
@@ -348,6 +394,8 @@ def _ended(result: KvmRun) -> Outcome:
         return Outcome(MMIO)
     if result.errno == _ERRNO_EFAULT:
         return Outcome(EFAULT)
+    if "page table in ROM" in result.text:
+        return Outcome(ROM_TABLE)
     return Outcome(f"exit {result.exit_reason.name} {result.text} errno {result.errno}")
 
 

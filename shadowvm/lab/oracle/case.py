@@ -9,8 +9,9 @@ from typing import Any
 from ...config import MAX_VCPUS, MMUS
 from ...errors import ConfigError
 from ...params import DEFAULT_PARAMS, KvmParams, parse_kvm_params
-from .operations import Operation, problem_with
-from .run import Failure, Setup
+from .run import Failure
+from .setup import DIRTY_LOGS, Setup
+from .shapes import Operation, problem_with
 
 FORMAT, VERSION = "shadowvm oracle case", 1
 
@@ -26,6 +27,8 @@ def case_text(setup: Setup, failure: Failure) -> str:
             "host_memory": setup.host_memory,
             "kvm_params": changed_params(setup.params),
             "check": setup.check,
+            "thp": setup.thp,
+            "dirty_log": setup.dirty_log,
         },
         "failure": failure.text,
     }
@@ -77,11 +80,14 @@ def _setup(path: str, machine: Any) -> Setup:
         raise ConfigError(f"{path}: machine: mmu is none of {', '.join(MMUS)}")
     if type(memory) is not int:
         raise ConfigError(f"{path}: machine: host_memory is no number of bytes")
-    params, check = machine.get("kvm_params", {}), machine.get("check", False)
-    if not isinstance(params, dict) or type(check) is not bool:
-        raise ConfigError(f"{path}: machine: kvm_params is no table, or check neither true nor false")
+    params, check, thp = machine.get("kvm_params", {}), machine.get("check", False), machine.get("thp", False)
+    if not isinstance(params, dict) or type(check) is not bool or type(thp) is not bool:
+        raise ConfigError(f"{path}: machine: kvm_params is no table, or check or thp neither true nor false")
+    dirty_log = machine.get("dirty_log", DIRTY_LOGS[0])
+    if dirty_log not in DIRTY_LOGS:
+        raise ConfigError(f"{path}: machine: dirty_log is none of {', '.join(DIRTY_LOGS)}")
     try:
         knobs = parse_kvm_params([f"{name}={value}" for name, value in params.items()])
     except ConfigError as error:
         raise ConfigError(f"{path}: machine: {error}") from None
-    return Setup(smp, mmu, memory, knobs, check)
+    return Setup(smp, mmu, memory, knobs, check, thp, dirty_log)

@@ -24,6 +24,11 @@ HIGH_BASE, HIGH_PAGES = 512, 512
 MOVING_PAGES = 8
 MOVING_BASES = (0x400, 0x480, 0x1000)
 """Where the third slot can be."""
+SLOT_PAGES = {LOW: LOW_PAGES, HIGH: HIGH_PAGES, MOVING: MOVING_PAGES}
+IN_SMM = 1 << 16
+"""What is added to the number of a slot that system management mode sees."""
+SMM_BASE, SMM_OFFSET = 0x3FE, 2
+"""Where the third slot would begin inside of SMM; its first pages are missing there."""
 HOLES = (0x3FFFF, 0x500, 0x5000)
 """Frames without memory."""
 SMALL = (0, 1, 2, 3, 256)
@@ -78,6 +83,7 @@ KINDS = {
 }
 """Instructions: load, store and LOCK XADD of [rdi] with rsi (or dl) of so many bytes, fetch, and those that control."""
 ACCESS_KINDS = tuple(KINDS)[:9]
+CROSSING_KINDS = ("r4", "r8", "w4", "w8", "a4", "a8")
 STOP = b"\x0f\xa2\xeb\xfe"
 """CPUID, which exits at every privilege level; what is behind it is never executed."""
 VECTORS = (13, 14)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from .layout import ACCESSED, MASK64, NONPAGING, PAE, PRESENT, PT32, PT64
-from .memory import Memory
+from .memory import FOREVER, Memory
 from .paging import (
     ERR_P,
     ERR_RSVD,
@@ -30,6 +30,8 @@ from .paging import (
 )
 
 OK, FAULT, GP, MMIO, EFAULT = "ok", "fault", "gp", "mmio", "efault"
+ROM_TABLE = "rom table"
+"""Two-dimensional paging cannot mark an entry that stands in ROM, and KVM is to walk and to emulate: not done here."""
 _ALL_RIGHTS = 6
 
 
@@ -45,16 +47,19 @@ class Outcome(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One entry of a walk. at: its word, shift: its place there. current: as it is now, else as it was."""
+    """One entry of a walk. at: its word, shift: its place there. current: as it is now, else as it was. rom: nothing is
+    marked there."""
 
     at: int
     shift: int
     value: int
     current: bool
+    rom: bool = False
 
 
 class Path(NamedTuple):
-    """One way to translate. kind: OK, FAULT (`cause`) or EFAULT. hpage: behind frame `gfn`, -1 where no memory is."""
+    """One way to translate. kind: OK, FAULT (`cause`) or EFAULT. hpage: behind frame `gfn`, -1 where no memory is. rom:
+    what is stored there is for a device."""
 
     kind: str
     cause: int
@@ -63,6 +68,7 @@ class Path(NamedTuple):
     key: int
     steps: tuple[Step, ...]
     gfn: int = -1
+    rom: bool = False
 
     @property
     def is_fresh(self) -> bool:
@@ -70,10 +76,11 @@ class Path(NamedTuple):
 
 
 class Cpu:
-    """One vCPU: its control bits, when it last flushed everything, and when single pages."""
+    """One vCPU: its control bits, whether in SMM, when it last flushed everything, and when single pages."""
 
     def __init__(self) -> None:
         self.control = Control()
+        self.smm = False
         self.flushed = 0
         self.flushed_pages: dict[int, int] = {}
 
@@ -94,7 +101,8 @@ class Mismatch(Exception):
 class Model:
     """Memory and CPUs. now: the number of the operation. peek: a word as it is in the machine, None if unknown.
 
-    raced: by word, what else it was while the access that is being judged went on.
+    raced: by word, what else it was while the access that is being judged went on. begun: marks that an access may have
+    set which has begun and waits for another one.
     """
 
     def __init__(self, cpus: int, peek: Callable[[int], int | None]) -> None:
@@ -103,6 +111,7 @@ class Model:
         self.peek = peek
         self.now = 1
         self.raced: dict[int, list[int]] = {}
+        self.begun: dict[int, int] = {}
         self._known: tuple[tuple[Cpu, int], list[Path]] | None = None
 
     def paths(self, cpu: Cpu, va: int) -> list[Path]:
@@ -122,8 +131,7 @@ class Model:
         control = cpu.control
         if control.mode == NONPAGING:
             gfn = (va & 0xFFFFFFFF) >> 12
-            hpage = self.memory.find(gfn)
-            return [Path(EFAULT if hpage in self.memory.unmapped else OK, 0, hpage, _ALL_RIGHTS, 0, (), gfn)]
+            return [self._leaf(cpu, gfn, _ALL_RIGHTS, 0, ())]
         table = (control.cr3 & (0xFFFFFFFFFF000 if control.mode >= PT64 else 0xFFFFF000)) >> 12
         if control.mode == PAE:
             pdptr = control.pdptrs[va >> 30 & 3]
@@ -131,14 +139,26 @@ class Model:
                 return [Path(FAULT, 0, -1, 0, 0, ())]
             table = (pdptr & 0xFFFFFFFFFF000) >> 12
         found: list[Path] = []
-        self._descend(cpu, va, levels_of(control.mode), table, _ALL_RIGHTS, (), found)
+        self._descend(cpu, va, levels_of(control.mode), table, _ALL_RIGHTS, (), 0, found)
         return found
 
     def _descend(
-        self, cpu: Cpu, va: int, level: int, table: int, rights: int, steps: tuple[Step, ...], found: list[Path]
+        self,
+        cpu: Cpu,
+        va: int,
+        level: int,
+        table: int,
+        rights: int,
+        steps: tuple[Step, ...],
+        since: int,
+        found: list[Path],
     ) -> None:
+        """The ways from here on. since: when the last of the entries above became what it is. Nobody has come here
+        by them before, so what this entry was until then is out of the question.
+        """
         memory, control = self.memory, cpu.control
-        hpage = memory.find(table)
+        hpage = memory.find(table, cpu.smm)
+        rom = memory.is_rom(hpage, cpu.smm)
         gone = hpage in memory.unmapped
         if hpage < 0 or gone:
             found.append(Path(EFAULT if gone else FAULT, 0, -1, rights, 0, steps))
@@ -146,38 +166,59 @@ class Model:
             return
         word, shift = entry_place(control.mode, level, va)
         at = hpage << 9 | word
-        for value, current in self._values(cpu, va, at, shift, gone):
+        for value, current, end in self._values(cpu, va, at, shift, gone, rom):
+            if end <= since:
+                continue
             entry = decode(control, level, value)
             if not current and (entry.bad or not entry.present):
                 continue
-            here = (*steps, Step(at, shift, value, current))
+            here = (*steps, Step(at, shift, value, current, rom))
             if not entry.present or entry.bad:
                 cause = ERR_P | ERR_RSVD if entry.present else 0
                 found.append(Path(FAULT, cause, -1, rights, 0, here))
                 continue
             left = (rights & entry.rights & _ALL_RIGHTS) | ((rights | entry.rights) & 1 << 63)
             if not entry.offset_bits:
-                self._descend(cpu, va, level - 1, entry.next, left, here, found)
+                begun = max(since, self._since(cpu, at, shift)) if current else since
+                self._descend(cpu, va, level - 1, entry.next, left, here, begun, found)
                 continue
             gfn = entry.next | (va & (1 << entry.offset_bits) - 1) >> 12
-            page = memory.find(gfn)
-            found.append(Path(EFAULT if page in memory.unmapped else OK, 0, page, left, entry.key, here, gfn))
+            found.append(self._leaf(cpu, gfn, left, entry.key, here))
 
-    def _values(self, cpu: Cpu, va: int, at: int, shift: int, gone: bool) -> list[tuple[int, bool]]:
-        """What the entry may be taken for: as it is, and what it was since the flush.
+    def _leaf(self, cpu: Cpu, gfn: int, rights: int, key: int, steps: tuple[Step, ...]) -> Path:
+        memory = self.memory
+        hpage = memory.find(gfn, cpu.smm)
+        kind = EFAULT if hpage in memory.unmapped else OK
+        return Path(kind, 0, hpage, rights, key, steps, gfn, memory.is_rom(hpage, cpu.smm))
+
+    def _since(self, cpu: Cpu, at: int, shift: int) -> int:
+        """When an entry became what it is now, marks aside."""
+        since = self.memory.since
+        if at in self.raced:
+            return 0
+        if cpu.control.mode == PT32:
+            return since.get(at << 1 | shift >> 5, 0)
+        return max(since.get(at << 1, 0), since.get(at << 1 | 1, 0))
+
+    def _values(self, cpu: Cpu, va: int, at: int, shift: int, gone: bool, rom: bool) -> list[tuple[int, bool, int]]:
+        """What the entry may be taken for, and until when it was that: as it is, and what it was since the flush.
 
         Of a table that is `gone` everything is what it was.
         """
         mask = 0xFFFFFFFF if cpu.control.mode == PT32 else MASK64
         current = self.memory.words.get(at, 0) >> shift & mask
-        values = [] if gone and not current & ACCESSED else [(current, not gone)]
+        values = [] if gone and not (current & ACCESSED or rom) else [(current, not gone, FOREVER)]
         if at in self.raced:
-            values += [(value >> shift & mask, True) for value in self.raced[at]]
+            values += [(value >> shift & mask, True, FOREVER) for value in self.raced[at]]
         former = self.memory.history.get(at)
         if former is not None:
-            since = cpu.flushed_at(va)
-            old = {value >> shift & mask for value, end in former if end > since}
-            values += [(value, False) for value in sorted(old) if value & ACCESSED]
+            flushed = cpu.flushed_at(va)
+            old: dict[int, int] = {}
+            for word, end in former:
+                value = word >> shift & mask
+                if end > flushed and (value & ACCESSED or rom):
+                    old[value] = max(old.get(value, 0), end)
+            values += [(value, False, end) for value, end in sorted(old.items())]
         return values
 
     def verdict(self, cpu: Cpu, path: Path, access: Access) -> tuple[str, int]:
@@ -192,11 +233,12 @@ class Model:
             return FAULT, error_code(control, access, cause)
         for step in path.steps:
             marks = needed_marks(access, step is path.steps[-1])
-            if step.current and step.value & marks != marks and step.at >> 9 in memory.read_only:
+            unmarked = step.current and not step.rom and step.value & marks != marks
+            if unmarked and step.at >> 9 in memory.read_only:
                 return EFAULT, 0
         if path.hpage < 0:
             return MMIO, 0
-        if path.kind == EFAULT or (access.kind == WRITE and path.hpage in memory.read_only):
+        if path.kind == EFAULT or (access.kind == WRITE and path.hpage in memory.read_only and not path.rom):
             return EFAULT, 0
         return OK, 0
 

@@ -1,16 +1,4 @@
-"""The oracle's operations: each is a list of a name and numbers, done to the machine and to the model.
-
-    access CPU KIND VA VALUE CPL AC     one instruction of layout.KINDS
-    invlpg CPU VA                       cr3 CPU VALUE
-    bit CPU NAME VALUE                  MOV to CR0 or CR4, or WRMSR EFER, that changes one control bit
-    pkru CPU VALUE                      mode CPU MODE CR3
-    outside AT VALUE                    the VMM stores a word
-    dontneed|pageout|readonly|writable|unmap|age HPAGE      map
-    hog FIRST PAGES                     host memory gets short
-    slot BASE                           the third slot moves, or is deleted (-1) or created
-    log SLOT ON                         harvest SLOT
-    check                               all memory is compared
-    during POINT NTH ACT NUMBER         amid the next one another thread does one of RACES
+"""The oracle's operations, each done to the machine and to the model; shapes.py lists them.
 
 One that makes no sense where it stands is skipped, so that any part of a sequence is a sequence.
 """
@@ -21,95 +9,17 @@ from collections.abc import Callable
 
 from . import layout as at
 from .bed import Bed, cr0_of, cr4_of, efer_of
-from .model import EFAULT, GP, OK, Cpu, Mismatch, Model, access_of
+from .model import EFAULT, GP, OK, Cpu, Mismatch, Model, Outcome, access_of
 from .paging import PDPTR_RESERVED, Control
-from .settle import Attempt, settle
+from .settle import attempts, marks_of, settle
+from .shapes import Operation
 
-Operation = list[int | str]
-
-BITS = ("wp", "pse", "smep", "smap", "pke", "nxe")
-_SLOT_PAGES = {at.LOW: at.LOW_PAGES, at.HIGH: at.HIGH_PAGES, at.MOVING: at.MOVING_PAGES}
-_SHAPES = {
-    "access": "isiiii",
-    "invlpg": "ii",
-    "cr3": "ii",
-    "bit": "isi",
-    "pkru": "ii",
-    "mode": "isi",
-    "outside": "ii",
-    "dontneed": "i",
-    "pageout": "i",
-    "readonly": "i",
-    "writable": "i",
-    "unmap": "i",
-    "map": "",
-    "age": "i",
-    "hog": "ii",
-    "slot": "i",
-    "log": "ii",
-    "harvest": "i",
-    "check": "",
-    "during": "sisi",
-}
-"""By name: which arguments are numbers (i) and which are words (s)."""
-RACES = ("pageout", "age", "flap", "hog", "harvest", "dontneed")
-"""What the guest does not see, or, of the last, sees as soon as it has gone on."""
-_MAX_PASSES = 64
-_RACING_HOG = 16
 _IMMUTABLE = (at.LINKS, at.LINKS32, at.CODE, at.TRAPS)
-
-
-def problem_with(operation: object, cpus: int) -> str:
-    """What is wrong with something that ought to be an operation, or ""."""
-    if not isinstance(operation, list) or not operation or operation[0] not in _SHAPES:
-        return "no operation"
-    name, *arguments = operation
-    shape = _SHAPES[name]
-    kinds = "".join("i" if type(each) is int else "s" if type(each) is str else "?" for each in arguments)
-    if kinds != shape:
-        return f"{name} takes other arguments"
-    if any(type(each) is int and not -1 <= each < 1 << 64 for each in arguments):
-        return f"{name}: a number is out of range"
-    return _problem_with_values(name, arguments, cpus)
-
-
-def _problem_with_values(name: str, arguments: list[int | str], cpus: int) -> str:
-    first = arguments[0] if arguments else 0
-    if name in ("access", "invlpg", "cr3", "bit", "pkru", "mode") and not 0 <= int(first) < cpus:
-        return f"{name}: there is no CPU {first}"
-    if name == "during":
-        return _problem_with_race(*arguments)
-    words = {"access": at.ACCESS_KINDS, "bit": BITS, "mode": at.MODES}
-    if name in words and arguments[1] not in words[name]:
-        return f"{name}: there is no '{arguments[1]}'"
-    if name == "access" and (arguments[4] not in (0, 3) or arguments[5] not in (0, 1)):
-        return "access: CPL is 0 or 3, AC 0 or 1"
-    if name in ("cr3", "mode") and int(arguments[-1]) >> 12 not in at.ROOTS:
-        return f"{name}: no root is at {int(arguments[-1]):#x}"
-    if name in ("dontneed", "pageout", "readonly", "writable", "unmap", "age") and not _is_page(int(first)):
-        return f"{name}: there is no page {int(first):#x}"
-    if name == "outside" and not _is_page(int(first) >> 9):
-        return f"outside: there is no word {int(first):#x}"
-    if name == "slot" and first not in (-1, *at.MOVING_BASES):
-        return f"slot: base {int(first):#x} is none of those that a slot may have"
-    if name in ("log", "harvest") and first not in _SLOT_PAGES:
-        return f"{name}: there is no slot {first}"
-    return "hog: too many pages" if name == "hog" and int(arguments[1]) > 1024 else ""
-
-
-def _problem_with_race(point: object, nth: object, act: object, number: object) -> str:
-    if point not in at.POINTS or act not in RACES:
-        return f"during: there is no '{point}' or no '{act}'"
-    if not isinstance(nth, int) or not 1 <= nth <= _MAX_PASSES:
-        return f"during: {nth} is out of range"
-    known = isinstance(number, int) and (
-        number in _SLOT_PAGES if act == "harvest" else act == "hog" or _is_page(number)
-    )
-    return "" if known else f"during: there is no {number} to {act}"
-
-
-def _is_page(hpage: int) -> bool:
-    return 0 <= hpage & 0xFFFF < _SLOT_PAGES.get(hpage >> 16, 0)
+_RACING_HOG = 16
+_LINK_BYTES = 3
+"""So many bytes of a link are not zero."""
+_AMID_ACCESSES = ("flap", "harvest", "clear", "dontneed", "access")
+"""What another thread does only amid an access."""
 
 
 class Oracle:
@@ -121,6 +31,14 @@ class Oracle:
         self._missing = -1
         self._handlers: dict[str, Callable[..., None]] = {
             "access": self._access,
+            "cross": self._cross,
+            "amid": self._amid,
+            "smm": self._smm,
+            "rom": self._rom,
+            "clear": self._clear,
+            "collapse": bed.collapse,
+            "recover": bed.recover,
+            "reprotect": self._reprotect,
             "invlpg": self._invlpg,
             "cr3": self._cr3,
             "bit": self._bit,
@@ -141,9 +59,12 @@ class Oracle:
             "check": self.check,
             "during": self._during,
         }
-        self._race: tuple[str, int, str, int] | None = None
+        self._race: tuple[str, int, str, tuple[int | str, ...]] | None = None
         self._flapping = self._race_is_on = False
+        self._running = -1
+        self._waiting: list[tuple[Cpu, int, str, int]] = []
         self._walked: set[int] = set()
+        self._harvested: dict[int, list[int]] = {}
 
     def begin(self) -> None:
         """Put the same contents into the machine's memory and the model's."""
@@ -162,20 +83,35 @@ class Oracle:
         self.model.now += 1
         name, *arguments = operation
         race, self._race = self._race, None
-        if race is None or (name != "access" and race[2] in ("flap", "harvest", "dontneed")):
+        if race is None or (name not in ("access", "cross") and race[2] in _AMID_ACCESSES):
             self._handlers[str(name)](*arguments)
         else:
-            point, nth, act, number = race
-            self._flapping, self._race_is_on = act == "flap", True
-            with self.bed.racing(point, nth, lambda: self._come_between(point, act, number)):
-                self._handlers[str(name)](*arguments)
-        self._flapping = self._race_is_on = False
+            self._do_with_race(race, str(name), arguments)
         self.model.forget()
 
-    def _during(self, point: str, nth: int, act: str, number: int) -> None:
-        self._race = (point, nth, act, number)
+    def _do_with_race(
+        self, race: tuple[str, int, str, tuple[int | str, ...]], name: str, arguments: list[int | str]
+    ) -> None:
+        point, nth, act, numbers = race
+        self._flapping, self._race_is_on = act == "flap", True
+        with self.bed.racing(point, nth, lambda: self._come_between(point, act, numbers)):
+            self._handlers[name](*arguments)
+        self._flapping = self._race_is_on = False
+        self._forget_harvested()
+        self.model.raced, self.model.begun = {}, {}
 
-    def _come_between(self, point: str, act: str, number: int) -> None:
+    def _during(self, point: str, nth: int, act: str, number: int) -> None:
+        self._race = (point, nth, act, (number,))
+
+    def _amid(self, point: str, nth: int, *access: int | str) -> None:
+        self._race = (point, nth, "access", access)
+
+    def _come_between(self, point: str, act: str, numbers: tuple[int | str, ...]) -> None:
+        if act == "access":
+            if numbers[0] != self._running and self._stays_fit(*numbers):  # type: ignore[arg-type]  # see shapes.py
+                self._access_between(numbers)
+            return
+        number = int(numbers[0])
         if act == "hog":
             self.bed.hog(number, _RACING_HOG)
         elif act == "dontneed" and (number in self._walked or point not in at.POINTS_WITHOUT_LOCKS):
@@ -185,19 +121,71 @@ class Oracle:
         elif number not in self.model.memory.unmapped and number not in self.model.memory.read_only:
             self.bed.flap(number)
 
+    def _stays_fit(self, number: int, kind: str, va: int, value: int, *_: int) -> bool:
+        """Whether the access that waits still makes sense with what another CPU is going to store."""
+        cpu, words = self.model.cpus[number], self.model.memory.words
+        mask = (1 << 8 * int(kind[1])) - 1 << 8 * (va & 7)
+        fit = True
+        for path in self.model.paths(cpu, va & (0xFFFFFFFF if cpu.control.mode < at.PT64 else at.MASK64)):
+            if path.hpage < 0:
+                continue
+            place = path.hpage << 9 | (va & 0xFFF) >> 3
+            old = words.get(place, 0)
+            words[place] = old & ~mask | value << 8 * (va & 7) & mask & at.MASK64
+            self.model.forget()
+            fit = fit and all(self._is_fit(*each) for each in self._waiting)
+            words[place] = old
+            self.model.forget()
+        return fit
+
+    def _access_between(self, numbers: tuple[int | str, ...]) -> None:
+        """Another CPU does an access while one waits: what it changes may have been read before or is read after."""
+        model, running, waiting = self.model, self._running, self._waiting
+        self._race_is_on = False
+        model.memory.journal = {}
+        self._access(*numbers)  # type: ignore[arg-type]  # see shapes.py
+        model.raced, model.memory.journal = model.memory.journal, None
+        self._race_is_on, self._running, self._waiting = True, running, waiting
+
     # Guest instructions.
 
     def _access(self, number: int, kind: str, va: int, value: int, cpl: int, ac: int) -> None:
-        cpu = self.model.cpus[number]
-        mode = cpu.control.mode
+        mode = self.model.cpus[number].control.mode
         if mode < at.PT64:
             va &= 0xFFFFFFFF
             if kind.endswith("8"):
                 kind = kind[0] + "4"
         va = va & -4096 | at.SNIPPET_WORD * 8 if kind == "x" else _inside_page(va, int(kind[1]))
-        if not self._is_fit(cpu, va, kind):
+        self._execute(number, kind, va, value, cpl, ac)
+
+    def _cross(self, number: int, kind: str, va: int, value: int, cpl: int, ac: int) -> None:
+        """The lowest bits of `va` say how much of it is in the first page, where nothing but zeros is stored: the last
+        word of a page of the pool is a link, whose upper bytes are zero."""
+        mode = self.model.cpus[number].control.mode
+        if mode < at.PT64:
+            va &= 0xFFFFFFFF
+            if kind.endswith("8"):
+                kind = kind[0] + "4"
+        first = 1 + va % (int(kind[1]) - 1)
+        va = (va | 0xFFF) + 1 - first
+        if kind[0] != "r":
+            value = value >> 8 * first << 8 * first
+        last = va + 8 & (0xFFFFFFFF if mode < at.PT64 else at.MASK64)
+        # A segment ends where addresses do, and what wraps around is not compared.
+        if last > va and _is_canonical(va, mode) and _is_canonical(last, mode):
+            self._execute(number, kind, va, value, cpl, ac)
+
+    def _execute(self, number: int, kind: str, va: int, value: int, cpl: int, ac: int) -> None:
+        cpu = self.model.cpus[number]
+        mode, access = cpu.control.mode, access_of(kind, cpl, bool(ac))
+        tried = attempts(cpu, va, kind, value, access, Outcome(OK))
+        looks = [(cpu, each.va, kind, each.size) for each in tried]
+        if not all(self._is_fit(*each) for each in looks):
             return
-        self._note_walk(cpu, va, kind)
+        self._running, self._waiting = number, looks
+        if self._race_is_on and _is_canonical(va, mode):
+            self._note_walk(cpu, [each.va for each in tried], kind)
+            self.model.begun = marks_of(self.model, tried)
         outcome = self.bed.access(number, mode, kind, va, value, cpl=cpl, ac=bool(ac))
         self.model.forget()
         if outcome.kind == EFAULT and self._flapping:
@@ -210,17 +198,16 @@ class Oracle:
             raise Mismatch(f"#GP at canonical {va:#x}")
         if not _is_canonical(va, mode):
             raise Mismatch(f"{outcome.kind} at {va:#x}, which is not canonical")
-        settle(self.model, Attempt(cpu, va, kind, value, access_of(kind, cpl, bool(ac)), outcome))
+        settle(self.model, attempts(cpu, va, kind, value, access, outcome))
 
-    def _note_walk(self, cpu: Cpu, va: int, kind: str) -> None:
+    def _note_walk(self, cpu: Cpu, addresses: list[int], kind: str) -> None:
         """The pages that must stay what they are: tables on the way, and what is to be executed."""
-        if self._race_is_on and _is_canonical(va, cpu.control.mode):
-            paths = self.model.paths(cpu, va)
-            self._walked = {step.at >> 9 for path in paths for step in path.steps}
-            if kind == "x":
-                self._walked.update(path.hpage for path in paths)
+        paths = [path for va in addresses for path in self.model.paths(cpu, va)]
+        self._walked = {step.at >> 9 for path in paths for step in path.steps}
+        if kind == "x":
+            self._walked.update(path.hpage for path in paths)
 
-    def _is_fit(self, cpu: Cpu, va: int, kind: str) -> bool:
+    def _is_fit(self, cpu: Cpu, va: int, kind: str, size: int) -> bool:
         """Not a store to what must stay, nor a fetch of what is no code."""
         if not _is_canonical(va, cpu.control.mode):
             return True
@@ -231,7 +218,9 @@ class Oracle:
                 if path.hpage not in at.POOL:
                     return False
             elif kind[0] != "r":
-                words = {(va & 0xFFF) >> 3, (va & 0xFFF) + int(kind[1]) - 1 >> 3}
+                words = {(va & 0xFFF) >> 3, (va & 0xFFF) + size - 1 >> 3}
+                if size < int(kind[1]) and va & 7 >= _LINK_BYTES:
+                    words.discard(at.LINK_WORD)
                 if path.hpage in _IMMUTABLE or (path.hpage in at.POOL and not words.isdisjoint(at.FIXED_WORDS)):
                     return False
         return True
@@ -317,7 +306,7 @@ class Oracle:
         memory, hpage = self.model.memory, place >> 9
         fixed = hpage in _IMMUTABLE or (hpage in at.POOL and place & 511 in at.FIXED_WORDS)
         if not fixed and hpage not in memory.unmapped and hpage not in memory.read_only:
-            memory.set_outside(place, value)
+            memory.set_outside(place, value, self.model.now)
             self.bed.set_outside(place, value)
 
     def _dontneed(self, hpage: int) -> None:
@@ -328,7 +317,7 @@ class Oracle:
 
     def _discard(self, hpage: int) -> None:
         memory = self.model.memory
-        memory.clear_page(hpage)
+        memory.clear_page(hpage, self.model.now)
         if hpage in at.POOL:
             memory.words.update({hpage << 9 | word: value for word, value in at.fixed_words(hpage).items()})
 
@@ -341,6 +330,11 @@ class Oracle:
         if hpage not in self.model.memory.unmapped:
             self.bed.protect(hpage, writable=True)
             self.model.memory.read_only.discard(hpage)
+
+    def _reprotect(self, slot: int) -> None:
+        memory = self.model.memory
+        if all(hpage >> 16 != slot & 0xFFFF for hpage in (*memory.read_only, *memory.unmapped)):
+            self.bed.reprotect(slot & 0xFFFF)
 
     def _unmap(self, hpage: int) -> None:
         """One page at a time, and no root: the code could not run."""
@@ -357,40 +351,100 @@ class Oracle:
             self.model.memory.unmapped.discard(hpage)
             self._discard(hpage)
 
+    def _smm(self, number: int, on: int) -> None:
+        cpu = self.model.cpus[number]
+        if self.bed.has_smm and cpu.smm != bool(on):
+            cpu.smm = bool(on)
+            self.bed.set_smm(number, cpu.smm)
+            self._flush(cpu)
+
     def _slot(self, base: int) -> None:
-        bases = self.model.memory.bases
-        old = bases.get(at.MOVING, -1)
-        if base == old:
-            return
-        log = at.MOVING in self.model.memory.logged and base >= 0
-        self.bed.set_slot(at.MOVING, max(base, 0), at.MOVING_PAGES if base >= 0 else 0, log=log)
+        if base != self.model.memory.bases.get(at.MOVING, -1) or self.model.memory.rom:
+            self._set_third_slot(base, rom=False)
+
+    def _rom(self, base: int) -> None:
+        """What is read-only does not become writable, nor the other way: it is deleted in between."""
+        if base >= 0:
+            self._set_third_slot(base, rom=True)
+
+    def _set_third_slot(self, base: int, *, rom: bool) -> None:
+        memory = self.model.memory
+        if memory.rom or rom:
+            self._delete_third_slot()
+        log = at.MOVING in memory.logged
         if base < 0:
-            del bases[at.MOVING]
-            self.model.memory.logged.discard(at.MOVING)
-        else:
-            bases[at.MOVING] = base
+            self._delete_third_slot()
+            return
+        self.bed.set_slot(at.MOVING, base, log=log, rom=rom)
+        memory.bases[at.MOVING], memory.rom = base, rom
+        self._forget_dirty(at.MOVING)
+
+    def _delete_third_slot(self) -> None:
+        memory = self.model.memory
+        if memory.bases.pop(at.MOVING, -1) >= 0:
+            self.bed.set_slot(at.MOVING, -1, log=False)
+        memory.rom = False
+        memory.logged.discard(at.MOVING)
         self._forget_dirty(at.MOVING)
 
     def _log(self, slot: int, on: int) -> None:
         memory = self.model.memory
-        base = memory.bases.get(slot, -1)
+        base = self._base_of(slot)
         if base < 0 or bool(on) == (slot in memory.logged):
             return
-        self.bed.set_slot(slot, base, _SLOT_PAGES[slot], log=bool(on))
+        self.bed.set_slot(slot, base, log=bool(on), rom=memory.rom and slot == at.MOVING)
         (memory.logged.add if on else memory.logged.discard)(slot)
         self._forget_dirty(slot)
 
+    def _base_of(self, slot: int) -> int:
+        """Where a slot is, negative if nowhere."""
+        if not slot & at.IN_SMM:
+            return self.model.memory.bases.get(slot, -1)
+        if not self.bed.has_smm:
+            return -1
+        return at.SMM_BASE if slot & 0xFFFF == at.MOVING else self.model.memory.bases[slot & 0xFFFF]
+
     def _harvest(self, slot: int) -> None:
+        """Every page that was written is in the log, and not any more then; with manual protection it stays there."""
         memory = self.model.memory
-        if slot in memory.logged:
-            written = {hpage for hpage in memory.dirty if hpage >> 16 == slot}
-            harvest = self.bed.harvest(slot)
+        if slot not in memory.logged:
+            return
+        logs = self.bed.dirty_logs.harvest(slot)
+        for number in sorted(memory.logged) if self.bed.dirty_logs.is_ring else [slot]:
+            written, harvest = memory.dirty.get(number, set()), logs.get(number, set())
             if written - harvest:
-                raise Mismatch(f"dirty log: page {min(written - harvest):#x} was written and is not in it")
-            memory.dirty -= harvest
+                page = min(written - harvest)
+                raise Mismatch(f"dirty log of slot {number:#x}: page {page:#x} was written and is not in it")
+            if not self.bed.dirty_logs.is_manual:
+                self._take_from_log(number, harvest)
+
+    def _clear(self, slot: int, first: int, pages: int) -> None:
+        """Whole words of the bitmap, inside the slot."""
+        memory = self.model.memory
+        if slot not in memory.logged or not self.bed.dirty_logs.is_manual:
+            return
+        size = at.SLOT_PAGES[slot & 0xFFFF] - (at.SMM_OFFSET if slot == at.IN_SMM | at.MOVING else 0)
+        first = first % size & -64
+        end = min(first + max(pages, 1) + 63 & -64, size)
+        self._take_from_log(slot, self.bed.dirty_logs.clear(slot, first, end - first))
+
+    def _take_from_log(self, slot: int, pages: set[int]) -> None:
+        """What is written from now on has to be in the next harvest. Amid an access, nobody knows yet what it wrote."""
+        self.model.memory.dirty[slot] = self.model.memory.dirty.get(slot, set()) - pages
+        if self._race_is_on:
+            self._harvested |= {hpage: self.bed.resident(hpage) for hpage in pages if hpage in at.POOL}
+
+    def _forget_harvested(self) -> None:
+        """A page that was harvested amid the access, and is as it was then, had been written before."""
+        words = self.model.memory.words
+        for hpage, then in self._harvested.items():
+            if all(word == words.get(hpage << 9 | n, 0) for n, word in enumerate(then)):
+                for pages in self.model.memory.dirty.values():
+                    pages.discard(hpage)
+        self._harvested = {}
 
     def _forget_dirty(self, slot: int) -> None:
-        self.model.memory.dirty = {hpage for hpage in self.model.memory.dirty if hpage >> 16 != slot}
+        self.model.memory.dirty.pop(slot, None)
 
     def check(self) -> None:
         """Compare every page that has ever been used."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from random import Random
 
-from ...config import MIB
 from ...errors import ConfigError
-from ...params import DEFAULT_PARAMS, KvmParams
 from ..invariants import Sanitizer
 from .bed import Bed
 from .generate import Generator
 from .model import Mismatch
-from .operations import Operation, Oracle
+from .operations import Oracle
+from .setup import Setup, draw_setup
+from .shapes import Operation
 
 EPISODE = 4000
 """Operations after which a new machine begins."""
@@ -26,25 +26,16 @@ Source = Callable[[Oracle], Iterator[Operation]]
 """What gives the operations of an episode, one after the other."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """The machine of an episode. check: under the sanitizer too."""
-
-    smp: int = 1
-    mmu: str = "shadow"
-    host_memory: int = 4 * MIB
-    params: KvmParams = DEFAULT_PARAMS
-    check: bool = False
-
-
 @dataclass
 class Failure:
-    """What was seen first, after which operations. kind: what stays the same if others lead to it too."""
+    """What was seen first, on which machine and after which operations. kind: what stays the same if others lead to it
+    too."""
 
     text: str
     operations: list[Operation]
     kind: str
     details: str = ""
+    setup: Setup = field(default_factory=Setup)
 
 
 @dataclass
@@ -56,12 +47,19 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
 
 
-def random_run(setup: Setup, operations: int, seed: int, *, max_failures: int = 1) -> Iterator[Report]:
-    """Random episodes until so many operations are done; yields the report so far after each."""
+def random_run(
+    setup: Setup, operations: int, seed: int, *, max_failures: int = 1, pinned: Collection[str] | None = None
+) -> Iterator[Report]:
+    """Random episodes until so many operations are done; yields the report so far after each.
+
+    With `pinned`, each is on a machine of its own: see draw_setup().
+    """
     report = Report()
     while report.operations < operations and len(report.failures) < max_failures:
         count = min(EPISODE, operations - report.operations)
-        done, failure = _random_episode(setup, count, Random(seed * 1_000_003 + report.episodes))
+        random = Random(seed * 1_000_003 + report.episodes)
+        drawn = setup if pinned is None else draw_setup(setup, random, pinned)
+        done, failure = _random_episode(drawn, count, random)
         report.operations += done
         report.episodes += 1
         if failure is not None:
@@ -75,7 +73,7 @@ def _random_episode(setup: Setup, count: int, random: Random) -> tuple[int, Fail
 
     def operations(oracle: Oracle) -> Iterator[Operation]:
         nonlocal counted
-        generator = Generator(random, oracle.model, lawful=setup.check)
+        generator = Generator(random, oracle.model, setup)
         for operation in generator.beginning():
             done.append(operation)
             yield operation
@@ -86,7 +84,7 @@ def _random_episode(setup: Setup, count: int, random: Random) -> tuple[int, Fail
             yield operation
 
     failure = _episode(setup, operations)
-    return counted, None if failure is None else Failure(failure[0], done, *failure[1:])
+    return counted, None if failure is None else Failure(failure[0], done, *failure[1:], setup)
 
 
 def replay(setup: Setup, sequence: list[Operation]) -> Failure | None:
@@ -99,7 +97,7 @@ def replay(setup: Setup, sequence: list[Operation]) -> Failure | None:
             yield operation
 
     failure = _episode(setup, operations)
-    return None if failure is None else Failure(failure[0], done, *failure[1:])
+    return None if failure is None else Failure(failure[0], done, *failure[1:], setup)
 
 
 def _episode(setup: Setup, operations: Source) -> tuple[str, str, str] | None:
@@ -107,7 +105,7 @@ def _episode(setup: Setup, operations: Source) -> tuple[str, str, str] | None:
 
     Anything that goes wrong is a finding, a bug in the oracle itself included; only the user's errors are not.
     """
-    bed = Bed(smp=setup.smp, mmu=setup.mmu, host_memory=setup.host_memory, params=setup.params)
+    bed = Bed(setup)
     with ExitStack() as stack:
         sanitizer = Sanitizer(bed.machine) if setup.check else None
         try:

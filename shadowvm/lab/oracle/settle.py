@@ -6,12 +6,12 @@ walks, D by stores that nothing refuses. Data are of one page, and all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import NamedTuple
 
 from ...addr import PAGE_SHIFT
-from .layout import ACCESSED, DIRTY, MASK64, PRESENT, device_word
-from .model import FAULT, MMIO, OK, Cpu, Mismatch, Model, Outcome, Path
+from .layout import ACCESSED, DIRTY, MASK64, PRESENT, PT64, device_word
+from .model import FAULT, MMIO, OK, ROM_TABLE, Cpu, Mismatch, Model, Outcome, Path
 from .paging import FETCH, READ, WRITE, Access, needed_marks
 
 Marks = dict[int, int]
@@ -19,20 +19,17 @@ Marks = dict[int, int]
 
 
 class Attempt(NamedTuple):
-    """One access and what became of it. kind: of layout.KINDS; value: the operand. elsewhere: what it may have
-    loaded from another page than it has stored to."""
+    """One access, or its part in one page, and what became of it. kind: of layout.KINDS; size: bytes, 0 for a fetch;
+    stored: what it stores. elsewhere: what it may have loaded from another page than it has stored to."""
 
     cpu: Cpu
     va: int
     kind: str
-    value: int
+    size: int
+    stored: int
     access: Access
     outcome: Outcome
     elsewhere: frozenset[int] = frozenset()
-
-    @property
-    def size(self) -> int:
-        return 0 if self.kind == "x" else int(self.kind[1])
 
     @property
     def loads(self) -> bool:
@@ -48,31 +45,98 @@ class Attempt(NamedTuple):
         return (first, first + 1) if (self.va & 7) + self.size > 8 else (first,)
 
 
-def settle(model: Model, attempt: Attempt) -> None:
-    """Compare what an access did with what it may do, and follow it. Raises Mismatch."""
-    cpu, access, outcome = attempt.cpu, attempt.access, attempt.outcome
-    paths = model.paths(cpu, attempt.va)
-    verdicts = [model.verdict(cpu, path, access) for path in paths]
-    marks = _marks(paths, verdicts, access)
-    if outcome.kind == FAULT:
-        fresh = [verdict for verdict, path in zip(verdicts, paths, strict=True) if path.is_fresh]
-        if (FAULT, outcome.error) not in fresh or outcome.address != attempt.va:
-            raise Mismatch(f"#PF({outcome.error:#x}) at {outcome.address:#x}; {_expected(paths, verdicts)}")
-        _follow_marks(model, marks, ())
-        return
-    fitting = [
-        path
-        for path, (kind, _) in zip(paths, verdicts, strict=True)
-        if (kind == outcome.kind or (outcome.kind == OK and kind == MMIO)) and _is_usable(path, access)
+class Part(NamedTuple):
+    """An attempt, and the ways in which it may be translated, with what each would come to."""
+
+    attempt: Attempt
+    paths: list[Path]
+    verdicts: list[tuple[str, int]]
+
+
+def attempts(cpu: Cpu, va: int, kind: str, value: int, access: Access, outcome: Outcome) -> list[Attempt]:
+    """An access as a whole; in two parts, lower address first, if it crosses the end of a page."""
+    size = 0 if kind == "x" else int(kind[1])
+    stored = value + (outcome.value if kind[0] == "a" else 0)
+    first = 0x1000 - (va & 0xFFF)
+    if size <= first:
+        return [Attempt(cpu, va, kind, size, stored, access, outcome)]
+    device = outcome.device.items()
+    low = outcome._replace(
+        value=outcome.value & (1 << 8 * first) - 1, device={gpa: byte for gpa, byte in device if gpa & 0x800}
+    )
+    high = outcome._replace(
+        value=outcome.value >> 8 * first, device={gpa: byte for gpa, byte in device if not gpa & 0x800}
+    )
+    following = va + first & (0xFFFFFFFF if cpu.control.mode < PT64 else MASK64)
+    return [
+        Attempt(cpu, va, kind, first, stored, access, low),
+        Attempt(cpu, following, kind, size - first, stored >> 8 * first, access, high),
     ]
-    if not fitting or (outcome.kind == MMIO and access.kind != FETCH):
-        raise Mismatch(f"{outcome.kind}; {_expected(paths, verdicts)}")
-    if outcome.kind != OK:
-        _follow_marks(model, marks, ())
+
+
+def settle(model: Model, tried: list[Attempt]) -> None:
+    """Compare what an access did with what it may do, and follow it. Raises Mismatch."""
+    parts = [_look(model, attempt) for attempt in tried]
+    marks = dict(model.begun)
+    for part in parts:
+        _add_marks(marks, part)
+    outcome = tried[0].outcome
+    if outcome.kind == FAULT:
+        _settle_fault(parts, outcome)
+        _follow_marks(model, tried[0].cpu, marks, ())
         return
-    if attempt.loads and attempt.stores:
-        attempt = attempt._replace(elsewhere=_loads_elsewhere(model, attempt, paths))
-    _follow_data(model, attempt, fitting, marks)
+    kinds = [_kinds(part) for part in parts]
+    if outcome.kind == ROM_TABLE:
+        may_be = any(_wants_mark_in_rom(part) for part in parts)
+    elif outcome.kind == OK:
+        may_be = all(OK in each or MMIO in each for each in kinds)
+    else:
+        may_be = any(outcome.kind in each for each in kinds)
+    if not may_be or (outcome.kind == MMIO and tried[0].access.kind != FETCH):
+        raise Mismatch(f"{outcome.kind}; {_expected(parts)}")
+    if outcome.kind != OK:
+        _follow_marks(model, tried[0].cpu, marks, ())
+        return
+    _follow_data(model, parts, marks)
+
+
+def _look(model: Model, attempt: Attempt) -> Part:
+    paths = model.paths(attempt.cpu, attempt.va)
+    return Part(attempt, paths, [model.verdict(attempt.cpu, path, attempt.access) for path in paths])
+
+
+def marks_of(model: Model, tried: list[Attempt]) -> Marks:
+    """What an access that has only begun may have marked."""
+    marks: Marks = {}
+    for attempt in tried:
+        _add_marks(marks, _look(model, attempt))
+    return marks
+
+
+def _kinds(part: Part) -> set[str]:
+    """What the part may come to, by any path that may be used."""
+    usable = (_is_usable(path, part.attempt.access) for path in part.paths)
+    return {kind for (kind, _), may in zip(part.verdicts, usable, strict=True) if may}
+
+
+def _wants_mark_in_rom(part: Part) -> bool:
+    """Whether an entry in ROM is not marked as the access asks for."""
+    for path in part.paths:
+        for step in path.steps:
+            marks = needed_marks(part.attempt.access, step is path.steps[-1])
+            if step.rom and step.value & marks != marks:
+                return True
+    return False
+
+
+def _settle_fault(parts: list[Part], outcome: Outcome) -> None:
+    """A part faults. Of two that do, either may be told: an instruction that also stores looks at both pages for its
+    load first."""
+    for part in parts:
+        fresh = [verdict for verdict, path in zip(part.verdicts, part.paths, strict=True) if path.is_fresh]
+        if (FAULT, outcome.error) in fresh and outcome.address == part.attempt.va:
+            return
+    raise Mismatch(f"#PF({outcome.error:#x}) at {outcome.address:#x}; {_expected(parts)}")
 
 
 def _loads_elsewhere(model: Model, attempt: Attempt, paths: list[Path]) -> frozenset[int]:
@@ -88,22 +152,45 @@ def _loads_elsewhere(model: Model, attempt: Attempt, paths: list[Path]) -> froze
     return frozenset(found)
 
 
-def _follow_data(model: Model, attempt: Attempt, fitting: list[Path], marks: Marks) -> None:
-    """The access succeeded: by one of these paths, to which loaded data, stored data and marks must fit."""
-    reasons = []
+def _follow_data(model: Model, parts: list[Part], marks: Marks) -> None:
+    """The access succeeded: each part by one of its paths, to which loaded data, stored data and marks must fit."""
+    stored: dict[int, int] = {}
+    for part in parts:
+        # Another part may store to an entry that this one has marked.
+        others = {at for other in parts if other is not part for at in _touched(other)}
+        stored |= _find_words(model, part, marks, others)
+    cpu = parts[0].attempt.cpu
+    _follow_marks(model, cpu, marks, stored)
+    for at, word in stored.items():
+        if marks.get(at):
+            # The walk has marked the entry, and a TLB may hold it so, before the store overwrote it.
+            model.memory.mark_word(at, marks[at], model.now, cpu.smm)
+        model.memory.set_word(at, word, model.now, cpu.smm)
+
+
+def _touched(part: Part) -> set[int]:
+    """The words that it may store to."""
+    pages = {path.hpage for path in part.paths if path.hpage >= 0} if part.attempt.stores else ()
+    return {at for hpage in pages for at in part.attempt.span(hpage)}
+
+
+def _find_words(model: Model, part: Part, marks: Marks, others: set[int]) -> dict[int, int]:
+    """By the first path that explains what is seen: the words that it has stored. others: words that say nothing."""
+    attempt, reasons = part.attempt, []
+    if attempt.loads and attempt.stores:
+        attempt = attempt._replace(elsewhere=_loads_elsewhere(model, attempt, part.paths))
+    fitting = [
+        path
+        for path, (kind, _) in zip(part.paths, part.verdicts, strict=True)
+        if kind in (OK, MMIO) and _is_usable(path, attempt.access)
+    ]
     for path in fitting:
         reason, stored = _try_data(model, attempt, path, marks)
-        reason = reason or _try_marks(model, path, attempt.access, stored)
+        reason = reason or _try_marks(model, path, attempt.access, stored.keys() | others)
         if not reason and attempt.stores:
             reason = _others_unchanged(model, attempt, fitting, stored, marks)
         if not reason:
-            _follow_marks(model, marks, stored)
-            for at, word in stored.items():
-                if marks.get(at):
-                    # The walk has marked the entry, and a TLB may hold it so, before the store overwrote it.
-                    model.memory.mark_word(at, marks[at], model.now)
-                model.memory.set_word(at, word, model.now)
-            return
+            return stored
         reasons.append(reason)
     raise Mismatch("; or ".join(dict.fromkeys(reasons)))
 
@@ -113,10 +200,12 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
     loaded = attempt.outcome.value
     if path.hpage < 0:
         return _try_device(attempt, path), {}
-    if attempt.outcome.device:
+    if attempt.outcome.device and not path.rom:
         return f"stored to a device, not to page {path.hpage:#x}", {}
     if attempt.kind == "x":
         return (f"fetched from page {loaded:#x}, not {path.hpage:#x}" if loaded != path.hpage else ""), {}
+    if path.rom and attempt.outcome.device != _device_bytes(attempt, path):
+        return f"the device got {_bytes_text(attempt.outcome.device)}", {}
     span = attempt.span(path.hpage)
     old = _combine([model.memory.words.get(at, 0) for at in span])
     actual = [model.peek(at) for at in span]
@@ -128,8 +217,11 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
             continue
         if not attempt.stores:
             return "", {}
-        after = attempt.value + loaded if attempt.loads else attempt.value
-        stored = (old | extra) & ~(mask << shift) | (after & mask) << shift
+        if path.rom:
+            if now is None or now == old | extra:
+                return "", {}
+            continue
+        stored = (old | extra) & ~(mask << shift) | (attempt.stored & mask) << shift
         if now is None or now == stored:
             return "", {at: stored >> 64 * n & MASK64 for n, at in enumerate(span)}
     what = f"loaded {loaded:#x}, " if attempt.loads else ""
@@ -137,14 +229,18 @@ def _try_data(model: Model, attempt: Attempt, path: Path, marks: Marks) -> tuple
     return f"{what}page {path.hpage:#x} offset {attempt.va & 0xFFF:#x} was {old:#x} and is {is_now}", {}
 
 
+def _device_bytes(attempt: Attempt, path: Path) -> dict[int, int]:
+    gpa = path.gfn << PAGE_SHIFT | attempt.va & 0xFFF
+    return {gpa + n: attempt.stored >> 8 * n & 0xFF for n in range(attempt.size)} if attempt.stores else {}
+
+
 def _try_device(attempt: Attempt, path: Path) -> str:
     """The same where no memory is: a device answers, and gets every byte."""
-    gpa, mask = path.gfn << PAGE_SHIFT | attempt.va & 0xFFF, (1 << 8 * attempt.size) - 1
+    gpa = path.gfn << PAGE_SHIFT | attempt.va & 0xFFF
     loaded, answer = attempt.outcome.value, device_word(gpa, attempt.size)
     if attempt.loads and loaded != answer and loaded not in attempt.elsewhere:
         return f"loaded {loaded:#x} at {gpa:#x}, where no memory is, not {answer:#x}"
-    stored = (attempt.value + (loaded if attempt.loads else 0)) & mask
-    wanted = {gpa + n: stored >> 8 * n & 0xFF for n in range(attempt.size)} if attempt.stores else {}
+    wanted = _device_bytes(attempt, path)
     return "" if attempt.outcome.device == wanted else f"the device got {_bytes_text(attempt.outcome.device)}"
 
 
@@ -156,10 +252,10 @@ def _combine(words: list[int]) -> int:
     return sum(word << 64 * n for n, word in enumerate(words))
 
 
-def _try_marks(model: Model, path: Path, access: Access, stored: dict[int, int]) -> str:
+def _try_marks(model: Model, path: Path, access: Access, stored: Set[int]) -> str:
     """A and D that must be set by now; not judged of a word that the access itself or another one has stored to."""
     for step in path.steps:
-        if not step.current or step.at in stored or step.at in model.raced:
+        if not step.current or step.rom or step.at in stored or step.at in model.raced:
             continue
         needed = needed_marks(access, step is path.steps[-1])
         actual = model.peek(step.at)
@@ -181,7 +277,7 @@ def _others_unchanged(model: Model, attempt: Attempt, fitting: list[Path], store
     return ""
 
 
-def _follow_marks(model: Model, marks: Marks, stored: dict[int, int] | tuple[()]) -> None:
+def _follow_marks(model: Model, cpu: Cpu, marks: Marks, stored: dict[int, int] | tuple[()]) -> None:
     """Take over A and D from the machine; nothing else may have changed in an entry."""
     for at, allowed in marks.items():
         actual = model.peek(at)
@@ -192,37 +288,40 @@ def _follow_marks(model: Model, marks: Marks, stored: dict[int, int] | tuple[()]
         if changed & ~allowed or changed & ~actual:
             raise Mismatch(f"entry {old:#x} at word {at:#x} has become {actual:#x}")
         if changed:
-            model.memory.mark_word(at, changed, model.now)
+            model.memory.mark_word(at, changed, model.now, cpu.smm)
 
 
-def _expected(paths: list[Path], verdicts: list[tuple[str, int]]) -> str:
+def _expected(parts: list[Part]) -> str:
+    return "allowed: " + ", and then ".join(map(_ways, parts))
+
+
+def _ways(part: Part) -> str:
     texts = []
-    for path, (kind, error) in zip(paths, verdicts, strict=True):
+    for path, (kind, error) in zip(part.paths, part.verdicts, strict=True):
         entries = " ".join(f"{step.value:x}{'' if step.current else '(old)'}" for step in path.steps)
         what = f"#PF({error:#x})" if kind == FAULT else kind
         texts.append(f"{what} page {path.hpage:#x} by {entries or 'no table'}")
-    return "allowed: " + ", ".join(texts)
+    return ", ".join(texts)
 
 
 def _is_usable(path: Path, access: Access) -> bool:
     """As the tables are, or of older entries that a TLB can hold."""
     if path.is_fresh:
         return True
-    if any(not step.current and not step.value & ACCESSED for step in path.steps):
+    if any(not step.current and not step.rom and not step.value & ACCESSED for step in path.steps):
         return False
     leaf = path.steps[-1]
-    return leaf.current or access.kind != WRITE or bool(leaf.value & DIRTY)
+    return leaf.current or leaf.rom or access.kind != WRITE or bool(leaf.value & DIRTY)
 
 
-def _marks(paths: list[Path], verdicts: list[tuple[str, int]], access: Access) -> Marks:
-    """D only in the leaf of a store that nothing refuses."""
-    marks: Marks = {}
-    for path, (kind, _) in zip(paths, verdicts, strict=True):
+def _add_marks(marks: Marks, part: Part) -> None:
+    """A in every entry that may be used, D only in the leaf of a store that nothing refuses."""
+    access = part.attempt.access
+    for path, (kind, _) in zip(part.paths, part.verdicts, strict=True):
         for step in path.steps:
             bits = needed_marks(access, kind != FAULT and step is path.steps[-1])
-            if step.current and step.value & PRESENT:
+            if step.current and not step.rom and step.value & PRESENT:
                 marks[step.at] = marks.get(step.at, 0) | bits << step.shift
-    return marks
 
 
 def _subsets(bits: int) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .operations import Operation
-from .run import Failure, Setup, replay
+from .run import Failure, replay
+from .setup import Setup
+from .shapes import Operation
 
 MAX_TRIALS = 2000
 
@@ -50,7 +51,7 @@ def _simplified(best: Failure, fails: Callable[[list[Operation]], Failure | None
     """Accesses by the supervisor, and without AC, where that fails as well."""
     for number in range(len(best.operations)):
         operation = best.operations[number] if number < len(best.operations) else []
-        if operation and operation[0] == "access" and operation[-2:] != [0, 0]:
+        if operation and operation[0] in ("access", "cross", "amid") and operation[-2:] != [0, 0]:
             plain: Operation = [*operation[:-2], 0, 0]
             found = fails([*best.operations[:number], plain, *best.operations[number + 1 :]])
             best = found or best

@@ -10,10 +10,11 @@ import pytest
 
 from shadowvm.errors import ConfigError
 from shadowvm.lab.oracle.case import case_text, read_case
-from shadowvm.lab.oracle.run import Failure, Setup
+from shadowvm.lab.oracle.run import Failure
+from shadowvm.lab.oracle.setup import Setup
 from shadowvm.params import KvmParams
 
-SETUP = Setup(smp=2, mmu="shadow", host_memory=4 << 20, params=KvmParams(unsync=0, nr_mmu_pages=80), check=True)
+SETUP = Setup(2, "shadow", 4 << 20, KvmParams(unsync=0, nr_mmu_pages=80), True, True, "ring")
 FAILURE = Failure("it broke", [["invlpg", 1, 4096], ["check"]], "difference")
 
 
@@ -46,6 +47,8 @@ def changed(**changes: Any) -> str:
         (changed(kvm_params=[]), "kvm_params"),
         (changed(kvm_params={"warp": 9}), "warp"),
         (changed(check=1), "check"),
+        (changed(thp=1), "thp"),
+        (changed(dirty_log="x"), "dirty_log"),
         (changed(operations={}), "no operations"),
         (changed(operations=[["check"], ["chek"]]), "operation 1: no operation"),
     ],

@@ -6,11 +6,15 @@ from random import Random
 
 from shadowvm.lab.oracle.generate import Generator
 from shadowvm.lab.oracle.model import Model
-from shadowvm.lab.oracle.operations import Operation, problem_with
+from shadowvm.lab.oracle.setup import Setup
+from shadowvm.lab.oracle.shapes import Operation, problem_with
+from shadowvm.params import KvmParams
+
+SETUP = Setup(2, "tdp", params=KvmParams(nx_huge_pages=1), thp=True, dirty_log="manual")
 
 
-def sequence(seed: int, count: int = 400) -> list[Operation]:
-    generator = Generator(Random(seed), Model(2, lambda at: None))
+def sequence(seed: int, count: int = 250) -> list[Operation]:
+    generator = Generator(Random(seed), Model(2, lambda at: None), SETUP)
     return [*generator.beginning(), *(generator.next() for _ in range(count))]
 
 
@@ -27,5 +31,6 @@ def test_everything_is_an_operation_and_every_operation_comes() -> None:
             names.add(operation[0])
     assert names == {
         *("access", "invlpg", "cr3", "bit", "pkru", "mode", "outside", "dontneed", "pageout", "readonly", "writable"),
-        *("unmap", "map", "age", "hog", "slot", "log", "harvest", "during"),
+        *("unmap", "map", "age", "hog", "slot", "log", "harvest", "during", "cross", "amid", "rom", "smm", "clear"),
+        *("collapse", "recover", "reprotect"),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shadowvm.lab.oracle.layout import HIGH, LOW, MOVING, MOVING_BASES
+from shadowvm.lab.oracle.layout import HIGH, IN_SMM, LOW, MOVING, MOVING_BASES, SMM_BASE, SMM_OFFSET
 from shadowvm.lab.oracle.memory import FOREVER, Memory
 
 USED, UNUSED, ABSENT = 0x5021, 0x5001, 0x5020
@@ -51,7 +51,30 @@ def test_stores_to_logged_slots_are_dirty() -> None:
     memory.set_word(AT, 1, 1)
     memory.set_word(HIGH << 25 | AT, 1, 1)
     memory.set_outside(HIGH << 25 | 5 << 9, 1)
-    assert memory.dirty == {HIGH << 16 | 3}
+    memory.set_word(HIGH << 25 | 6 << 9, 1, 1, True)
+    assert memory.dirty == {HIGH: {HIGH << 16 | 3}}
+    memory.logged.add(IN_SMM | LOW)
+    memory.set_word(AT + 512, 1, 1, True)
+    memory.set_word(AT, 2, 1)
+    assert memory.dirty == {HIGH: {HIGH << 16 | 3}, IN_SMM | LOW: {4}}
+
+
+def test_what_changes_is_noted_on_demand() -> None:
+    memory = Memory()
+    memory.set_word(AT, 1, 1)
+    memory.journal = {}
+    memory.set_word(AT, 2, 2)
+    memory.mark_word(AT, 4, 3)
+    assert memory.journal == {AT: [1, 2]}
+
+
+def test_an_entry_in_rom_is_remembered_without_a_mark() -> None:
+    memory = Memory()
+    place = MOVING << 25
+    memory.words[place] = UNUSED
+    memory.rom = True
+    memory.set_outside(place, 0)
+    assert memory.history[place] == [(UNUSED, FOREVER)]
 
 
 def test_frames_of_slots() -> None:
@@ -61,6 +84,7 @@ def test_frames_of_slots() -> None:
     assert [memory.find(gfn) for gfn in (0x400, 0x481)] == [-1, MOVING << 16 | 1]
     del memory.bases[MOVING]
     assert memory.find(0x481) == -1
+    assert [memory.find(SMM_BASE + n, True) for n in (SMM_OFFSET, 7, 8)] == [MOVING << 16 | 2, MOVING << 16 | 7, -1]
 
 
 def test_a_page_that_is_thrown_away_is_zero() -> None:

@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from shadowvm.lab.oracle.layout import ACCESSED, DIRTY, PRESENT, PT64, USER, WRITABLE, device_word
+from shadowvm.lab.oracle.layout import (
+    ACCESSED,
+    DIRTY,
+    MOVING,
+    MOVING_BASES,
+    PRESENT,
+    PT64,
+    SMM_OFFSET,
+    USER,
+    WRITABLE,
+    device_word,
+)
 from shadowvm.lab.oracle.model import EFAULT, FAULT, MMIO, OK, Mismatch, Model, Outcome, access_of
-from shadowvm.lab.oracle.settle import Attempt, settle
+from shadowvm.lab.oracle.settle import attempts, settle
 
 A, D, FULL = ACCESSED, DIRTY, PRESENT | WRITABLE | USER | ACCESSED | DIRTY
 ROOT, UPPER, MIDDLE, TABLE, PAGE, OTHER, HOLE = 1, 2, 3, 4, 5, 6, 0x500
@@ -43,7 +54,7 @@ class Fake:
 
     def settle_at(self, va: int, kind: str, outcome: Outcome, value: int = 0, cpl: int = 0) -> None:
         self.model.forget()
-        settle(self.model, Attempt(self.cpu, va, kind, value, access_of(kind, cpl, False), outcome))
+        settle(self.model, attempts(self.cpu, va, kind, value, access_of(kind, cpl, False), outcome))
 
     def allows(self, kind: str, outcome: Outcome, value: int = 0, cpl: int = 0) -> bool:
         try:
@@ -168,6 +179,61 @@ def test_where_no_memory_is_a_device_answers_and_code_cannot_run() -> None:
     assert not fake.allows("w4", Outcome(OK), 3)
     assert fake.allows("x", Outcome(MMIO))
     assert not fake.allows("r8", Outcome(MMIO))
+
+
+def test_what_crosses_a_page_is_of_two_pages() -> None:
+    fake = Fake()
+    edge = 0xFFE
+    fake.machine |= {TABLE << 9 | 1: OTHER << 12 | FULL, PAGE << 9 | 511: 0xBBAA << 48, OTHER << 9: 0xDDCC}
+    fake.model.memory.words |= fake.machine
+    fake.settle_at(edge, "r4", loaded(0xDDCCBBAA))
+    with pytest.raises(Mismatch):
+        fake.settle_at(edge, "r4", loaded(0xDDCCBBAB))
+    fake.machine |= {PAGE << 9 | 511: 0x2211 << 48, OTHER << 9: 0x4433}
+    fake.settle_at(edge, "w4", Outcome(OK), 0x44332211)
+    with pytest.raises(Mismatch):
+        fake.settle_at(edge, "w4", Outcome(OK), 0x44332212)
+    fake.edit(TABLE << 9 | 1, 0)
+    fake.flush()
+    fake.settle_at(edge, "r4", fault(0, 0x1000))
+    with pytest.raises(Mismatch):
+        fake.settle_at(edge, "r4", fault(0, edge))
+
+
+def test_rom_is_loaded_from_and_a_device_gets_what_is_stored() -> None:
+    rom_gfn = MOVING_BASES[0]
+    fake = Fake(rom_gfn << 12 | FULL)
+    fake.model.memory.rom = True
+    page, gpa = MOVING << 16, rom_gfn << 12 | VA & -8
+    fake.machine[page << 9 | VA >> 3] = fake.model.memory.words[page << 9 | VA >> 3] = 0x77
+    got = {gpa + n: 3 if n == 0 else 0 for n in range(8)}
+    assert fake.allows("r8", loaded(0x77))
+    assert fake.allows("w8", Outcome(OK, device=got), 3)
+    assert not fake.allows("w8", Outcome(OK), 3)
+    fake.machine[page << 9 | VA >> 3] = 3
+    assert not fake.allows("w8", Outcome(OK, device=got), 3)
+
+
+def test_a_table_in_rom_is_not_marked() -> None:
+    fake = Fake()
+    table = MOVING << 16
+    fake.machine |= {MIDDLE << 9: MOVING_BASES[0] << 12 | FULL, table << 9: PAGE << 12 | PRESENT}
+    fake.model.memory.words |= fake.machine
+    fake.model.memory.rom = True
+    assert fake.allows("r8", loaded(0x1100))
+    fake.model.memory.rom = False
+    assert not fake.allows("r8", loaded(0x1100))
+
+
+def test_system_management_mode_sees_other_memory() -> None:
+    fake = Fake(MOVING_BASES[0] << 12 | FULL)
+    outside, inside = (MOVING << 16) << 9 | VA >> 3, (MOVING << 16 | SMM_OFFSET) << 9 | VA >> 3
+    fake.machine |= {outside: 1, inside: 2}
+    fake.model.memory.words |= fake.machine
+    assert fake.allows("r8", loaded(1))
+    fake.cpu.smm = True
+    assert fake.allows("r8", loaded(2))
+    assert not fake.allows("r8", loaded(1))
 
 
 def test_what_the_vmm_forbids_is_efault() -> None:

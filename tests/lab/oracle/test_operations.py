@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from shadowvm.lab.oracle import layout as at
-from shadowvm.lab.oracle.operations import Operation, Oracle, problem_with
-from shadowvm.lab.oracle.run import Setup, replay
+from shadowvm.lab.oracle.operations import Oracle
+from shadowvm.lab.oracle.run import replay
+from shadowvm.lab.oracle.setup import DIRTY_LOGS, HUGE_HOST_MEMORY, Setup
+from shadowvm.lab.oracle.shapes import Operation, problem_with
 
 ROOT_PAGE, PAGE = at.ROOTS[0], 0x41
 FULL = at.PRESENT | at.WRITABLE | at.USER | at.ACCESSED | at.DIRTY
@@ -21,9 +23,9 @@ CHAIN: list[Operation] = [
 """Map virtual page 0."""
 
 
-def run(*operations: Operation, mmu: str = "shadow") -> str:
+def run(*operations: Operation, mmu: str = "shadow", smp: int = 1) -> str:
     """What was seen first, "" if nothing."""
-    failure = replay(Setup(mmu=mmu), [*CHAIN, *operations])
+    failure = replay(Setup(smp, mmu), [*CHAIN, *operations])
     return "" if failure is None else failure.text
 
 
@@ -86,42 +88,66 @@ def test_a_difference_in_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run(["check"]) == f"page {PAGE:#x} word 0: 0x0, not 0x5"
 
 
+EDGE = 0xFFF
+OTHER = 0x42
+"""Mapped behind PAGE by test_an_access_crosses."""
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+@pytest.mark.parametrize("other", [OTHER << 12 | FULL, 3 << 12 | FULL, 0x500 << 12 | FULL, 0])
+def test_an_access_crosses_to_memory_a_table_a_device_or_nothing(other: int, mmu: str) -> None:
+    kinds: list[Operation] = [["cross", 0, kind, EDGE + n, 0x1122334455667788, 0, 0] for n, kind in enumerate(WIDE)]
+    assert run(["outside", 3 << 9 | 1, other], *kinds, ["check"], mmu=mmu) == ""
+
+
+WIDE = ("w8", "r8", "a8", "w4", "r4", "a4")
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_rom_is_read_and_executed_and_a_device_gets_what_is_stored(mmu: str) -> None:
+    base = at.MOVING_BASES[0]
+    maps: Operation = ["outside", 3 << 9 | 1, base << 12 | FULL]
+    uses: list[Operation] = [["access", 0, kind, 0x1008, 5, 0, 0] for kind in ("r8", "w8", "a8", "x")]
+    assert run(maps, ["rom", base], *uses, ["slot", base], *uses, ["rom", base], *uses, ["check"], mmu=mmu) == ""
+
+
+def test_system_management_mode_and_back() -> None:
+    maps: Operation = ["outside", 3 << 9 | 1, at.MOVING_BASES[0] << 12 | FULL]
+    uses: list[Operation] = [["access", 0, kind, 0x1008, 5, 0, 0] for kind in ("r8", "w8", "r8")]
+    assert run(maps, *uses, ["smm", 0, 1], *uses, ["smm", 0, 0], *uses, ["check"], mmu="tdp") == ""
+
+
+@pytest.mark.parametrize("point", at.POINTS_WITHOUT_LOCKS)
+def test_another_cpu_changes_the_entry_of_an_access_that_waits(point: str) -> None:
+    place = at.window_address(at.PT64, 3)
+    between: Operation = ["amid", point, 1, 1, "w8", place, OTHER << 12 | FULL, 0, 0]
+    access: Operation = ["access", 0, "w8", 0x100, 77, 0, 0]
+    assert run(["readonly", PAGE], ["writable", PAGE], between, access, ["invlpg", 0, 0], access, smp=2) == ""
+
+
+def test_the_access_that_waits_must_not_become_one_of_what_is_no_code() -> None:
+    place = at.window_address(at.PT64, 3)
+    between: Operation = ["amid", "kvm_page_fault", 1, 1, "w8", place, 6 << 12 | FULL, 0, 0]
+    assert run(between, ["access", 0, "x", 0, 0, 0, 0], smp=2) == ""
+
+
+@pytest.mark.parametrize("thp", [False, True])
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+@pytest.mark.parametrize("dirty_log", DIRTY_LOGS)
+def test_every_dirty_log_has_what_was_written(dirty_log: str, mmu: str, thp: bool) -> None:
+    store: Operation = ["access", 0, "w8", 0x100, 77, 0, 0]
+    again: Operation = ["access", 0, "w8", 0x100, 78, 0, 0]
+    clear: Operation = ["clear", at.LOW, 0, 512]
+    harvest: Operation = ["harvest", at.LOW]
+    setup = Setup(mmu=mmu, host_memory=HUGE_HOST_MEMORY, thp=thp, dirty_log=dirty_log)
+    operations = [store, ["log", 0, 1], store, harvest, clear, again, harvest, clear, harvest, ["collapse", 0], store]
+    assert replay(setup, [*CHAIN, *operations, harvest, ["check"]]) is None
+
+
 def test_a_page_that_the_dirty_log_misses_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    harvest: Callable[[object, int], set[int]] = lambda self, slot: set()  # noqa: E731
-    monkeypatch.setattr("shadowvm.lab.oracle.bed.Bed.harvest", harvest)
-    assert "dirty log: page 0x41" in run(["log", 0, 1], ["access", 0, "w8", 0, 1, 0, 0], ["harvest", 0])
-
-
-@pytest.mark.parametrize(
-    ("operation", "problem"),
-    [
-        (7, "no operation"),
-        ([], "no operation"),
-        (["fly"], "no operation"),
-        (["invlpg", 0], "other arguments"),
-        (["invlpg", 0, "x"], "other arguments"),
-        (["invlpg", 0, True], "other arguments"),
-        (["invlpg", 0, 1 << 64], "out of range"),
-        (["invlpg", 1, 0], "no CPU 1"),
-        (["access", 0, "r2", 0, 0, 0, 0], "no 'r2'"),
-        (["access", 0, "r8", 0, 0, 1, 0], "CPL"),
-        (["mode", 0, "svm", 0], "no 'svm'"),
-        (["mode", 0, "pae", 0x7000], "no root"),
-        (["cr3", 0, 0x7000], "no root"),
-        (["pageout", 512], "no page"),
-        (["pageout", -1], "no page"),
-        (["outside", 3 << 25, 0], "no word"),
-        (["slot", 5], "base"),
-        (["harvest", 3], "no slot"),
-        (["hog", 0, 5000], "too many"),
-        (["during", "kvm_exit", 1, "age", 0], "no 'kvm_exit'"),
-        (["during", "lock_acquire", 1, "unmap", 0], "or no 'unmap'"),
-        (["during", "lock_acquire", 0, "age", 0], "0 is out of range"),
-        (["during", "lock_acquire", 1, "harvest", 7], "no 7 to harvest"),
-    ],
-)
-def test_what_is_no_operation(operation: object, problem: str) -> None:
-    assert problem in problem_with(operation, 1)
+    harvest: Callable[[object, int], dict[int, set[int]]] = lambda self, slot: {}  # noqa: E731
+    monkeypatch.setattr("shadowvm.lab.oracle.dirty_logs.DirtyLogs.harvest", harvest)
+    assert "page 0x41 was written" in run(["log", 0, 1], ["access", 0, "w8", 0, 1, 0, 0], ["harvest", 0])
 
 
 def test_operations_of_these_tests_are_operations() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from shadowvm.lab.oracle import shrink as module
-from shadowvm.lab.oracle.operations import Operation
-from shadowvm.lab.oracle.run import Failure, Setup, random_run, replay
+from shadowvm.lab.oracle.run import Failure, random_run, replay
+from shadowvm.lab.oracle.setup import Setup
+from shadowvm.lab.oracle.shapes import Operation
 from shadowvm.lab.oracle.shrink import shrink
 from tests.lab.broken import break_functions
 from tests.lab.oracle.bugs import BUGS
@@ -48,13 +49,12 @@ def test_accesses_become_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_real_bug_is_left_with_a_handful(monkeypatch: pytest.MonkeyPatch) -> None:
     bug = next(each for each in BUGS if each.name == "rights of the upper levels forgotten")
     break_functions(monkeypatch, bug.edits)
-    failure = next(
-        report.failures[0] for seed in range(1, 9) for report in random_run(SETUP, 2000, seed) if report.failures
-    )
-    found = shrink(SETUP, failure)
+    *_, report = random_run(SETUP, 400, bug.seed, pinned=())
+    failure = report.failures[0]
+    found = shrink(failure.setup, failure)
     assert len(found.operations) <= 12
-    again = replay(SETUP, found.operations)
+    again = replay(failure.setup, found.operations)
     assert again is not None
     assert again.text == found.text
     monkeypatch.undo()
-    assert replay(SETUP, found.operations) is None
+    assert replay(failure.setup, found.operations) is None
