@@ -29,7 +29,10 @@ class Options(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """axis: of the charts; that of the heat map is residency.axis. fault_cells, zap_cells: events in its cells."""
+    """axis: of the charts; that of the heat map is residency.axis. fault_cells, zap_cells: events in its cells.
+
+    faults, lives, batches: those that begin in the range of time.
+    """
 
     timeline: Timeline
     axis: Axis
@@ -60,9 +63,9 @@ def analyse(trace: Trace, options: Options) -> Analysis:
     return Analysis(
         timeline=timeline,
         axis=coarse,
-        faults=faults,
-        lives=lives,
-        batches=batches,
+        faults=Faults._make(column[coarse.inside(faults.now)] for column in faults),
+        lives=Lives._make(column[coarse.inside(lives.set)] for column in lives),
+        batches=Batches._make(column[coarse.inside(batches.now)] for column in batches),
         ptes=ptes,
         residency=find_residency(rows, fine, ptes, lives),
         fault_cells=count_cells(rows, fine, faults.gfn, faults.now),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 Ints: TypeAlias = "npt.NDArray[np.int64]"
 Floats: TypeAlias = "npt.NDArray[np.float64]"
 Flags: TypeAlias = "npt.NDArray[np.bool_]"
+Words: TypeAlias = "npt.NDArray[np.object_]"
 
 
 _LIMIT = 1 << 62

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .bins import Ints
+from .bins import Ints, Words
 from .timeline import Timeline, between
 
 
@@ -20,7 +20,7 @@ class Batches(NamedTuple):
     start: Ints
     end: Ints
     now: Ints
-    name: list[str]
+    name: Words
     pages: Ints
     zapped: Ints
     flushes: Ints
@@ -51,7 +51,7 @@ def find_batches(timeline: Timeline, zapped: Ints) -> Batches:
         start=start,
         end=end,
         now=timeline.now[start],
-        name=[names[each] for each in row.tolist()],
+        name=np.array(names, object)[row],
         pages=np.maximum(high - low, 0) >> 12,
         zapped=between(np.sort(timeline.place[zapped]), first, last),
         flushes=between(timeline.places("kvm_flush_remote_tlbs"), first, last),

@@ -94,13 +94,14 @@ def _reclaim(analysis: Analysis) -> tuple[str, list[Chart]]:
     if not len(hits.event):
         return empty("Nothing was reclaimed in this trace."), []
     now = timeline.now[hits.event]
+    shown = axis.inside(now)
     scanned, freed = (
         timeline.field("mm_vmscan_lru_shrink_inactive", f"nr_{what}") for what in ("scanned", "reclaimed")
     )
     rest = np.maximum(scanned - freed, 0)
     series = [
-        Series("reclaimed", "green", axis.per_bin(now, freed).tolist(), number(int(freed.sum()))),
-        Series("scanned and kept", "faint", axis.per_bin(now, rest).tolist(), number(int(rest.sum()))),
+        Series("reclaimed", "green", axis.per_bin(now, freed).tolist(), number(int(freed[shown].sum()))),
+        Series("scanned and kept", "faint", axis.per_bin(now, rest).tolist(), number(int(rest[shown].sum()))),
     ]
     chart = Chart("reclaim", "Pages scanned and reclaimed over time", "pages per bin", time_scale(axis), series)
     rows: list[list[Cell]] = []
@@ -118,7 +119,8 @@ def swap(analysis: Analysis) -> tuple[Section, list[Chart]]:
     """Pages out and in."""
     timeline, axis = analysis.timeline, analysis.axis
     lead = "Pages that go to swap and come back, with read-ahead, and with pages of zeros, which need no I/O."
-    moments: list[Ints] = [timeline.now[timeline.hits[name].event] for name in ("swap_writepage", "swap_readpage")]
+    hits = [timeline.now[timeline.hits[name].event] for name in ("swap_writepage", "swap_readpage")]
+    moments: list[Ints] = [now[axis.inside(now)] for now in hits]
     if not any(len(each) for each in moments):
         return Section("swap", "Swap traffic", lead, empty("No swap traffic in this trace.")), []
     series = [
@@ -128,8 +130,8 @@ def swap(analysis: Analysis) -> tuple[Section, list[Chart]]:
         )
     ]
     chart = Chart("swap-io", "Pages written to swap and read back over time", "pages per bin", time_scale(axis), series)
-    ptes = analysis.ptes
-    unmapped, back = int(ptes.swapped_out.sum()), int(ptes.swapped_in.sum())
+    ptes, shown = analysis.ptes, axis.inside(analysis.ptes.now)
+    unmapped, back = int((ptes.swapped_out & shown).sum()), int((ptes.swapped_in & shown).sum())
     clean = max(0, unmapped - len(moments[0]))
     note = (
         f"{unmapped:,} times a guest page was unmapped to swap, {clean:,} of them without writing, as a copy was there "

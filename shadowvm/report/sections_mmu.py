@@ -159,10 +159,10 @@ def _lifetime_chart(analysis: Analysis) -> Chart:
 
 
 def _zapped_by(analysis: Analysis) -> str:
-    lives, batches = analysis.lives, analysis.batches
+    lives = analysis.lives
     counts: dict[str, int] = {}
-    for batch in lives.batch[lives.ended].tolist():
-        why = f"mmu notifier, {batches.name[batch]}" if batch >= 0 else "KVM itself"
+    for event in lives.by[lives.ended].tolist():
+        why = f"mmu notifier, {event}" if event else "KVM itself"
         counts[why] = counts.get(why, 0) + 1
     total = sum(counts.values())
     explain = {"KVM itself": "the guest changed its tables, another page took the place, or a whole table was zapped"}
@@ -182,8 +182,9 @@ def notifiers(analysis: Analysis) -> tuple[Section, list[Chart]]:
     )
     if not len(batches.start):
         return Section("notifiers", "Notifier batches", lead, empty("No range was invalidated in this trace.")), []
-    events = sorted(set(batches.name))
-    which = np.array([events.index(name) for name in batches.name])
+    names = batches.name.tolist()
+    events = sorted(set(names))
+    which = np.array([events.index(name) for name in names])
     charts, body = [], ""
     for id_, title, unit, values in (
         ("batch-pages", "Size of the range", "pages", batches.pages),

@@ -166,8 +166,8 @@ def warnings(analysis: Analysis) -> list[str]:
         )
     if analysis.axis.start > timeline.start or analysis.axis.stop < timeline.stop:
         found.append(
-            f"Charts and tables are of {analysis.axis.start:,} ns to {analysis.axis.stop:,} ns; the summary, the "
-            "distributions and the counts by tracepoint are of the whole trace."
+            f"What began from {analysis.axis.start:,} ns to {analysis.axis.stop:,} ns is shown; exits, and what the "
+            "summary and the last section count by tracepoint, are of the whole trace."
         )
     unknown = sorted(name for name in timeline.counts if name not in REGISTRY)
     if unknown:

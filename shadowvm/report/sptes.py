@@ -11,7 +11,7 @@ import numpy as np
 
 from ..kvm.mmu.spte import SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ..x86 import PT_ADDR_MASK, PT_PAGE_SIZE, PT_WRITABLE
-from .bins import Flags, Ints
+from .bins import Flags, Ints, Words
 from .host import HostPtes
 from .notifiers import Batches
 from .timeline import Timeline
@@ -20,8 +20,8 @@ from .timeline import Timeline
 class Lives(NamedTuple):
     """One row for each leaf that was set. died: event, -1 if it stood at the end; the moments `set`, `zapped` in ns.
 
-    level: 1 or 2. gfn: the first that it maps, -1 if the trace does not say. batch: the row of Batches in which it was
-    zapped, -1 for none.
+    level: 1 or 2. gfn: the first that it maps, -1 if the trace does not say. by: the event of the invalidation that
+    zapped it, "" for none.
     """
 
     born: Ints
@@ -30,7 +30,7 @@ class Lives(NamedTuple):
     zapped: Ints
     level: Ints
     gfn: Ints
-    batch: Ints
+    by: Words
 
     @property
     def ended(self) -> Flags:
@@ -73,7 +73,7 @@ def find_lives(timeline: Timeline, batches: Batches, ptes: HostPtes) -> Lives:
         zapped=np.where(ended, timeline.now[died], timeline.stop),
         level=np.where(new[born] & PT_PAGE_SIZE, 2, 1),
         gfn=gfn,
-        batch=batches.around(timeline, died),
+        by=np.append(batches.name, "")[batches.around(timeline, died)],
     )
 
 

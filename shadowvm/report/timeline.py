@@ -37,6 +37,7 @@ class Timeline(NamedTuple):
     before a place. counts: hits by tracepoint. start, stop: of the run, ns. truncated: the file was cut short.
     """
 
+    path: str
     header: dict[str, Any]
     tail: dict[str, Any]
     truncated: bool
@@ -77,7 +78,7 @@ class Timeline(NamedTuple):
         try:
             return numbers(self.hits[tracepoint], name)
         except KeyError:
-            raise ConfigError(f"{tracepoint}.{name} is not as this shadowvm writes it") from None
+            raise ConfigError(f"{self.path}: {tracepoint}.{name} is not as this shadowvm writes it") from None
 
     def words(self, tracepoint: str, name: str) -> list[str]:
         """A field of all hits as text."""
@@ -135,6 +136,7 @@ def load(trace: Trace) -> Timeline:
     is_point = np.array([each in REGISTRY and REGISTRY[each].point for each in order.names], bool)
     totals = np.bincount(name, minlength=len(order.names)).tolist()
     return Timeline(
+        path=trace.path,
         header=trace.header,
         tail=trace.tail,
         truncated=trace.truncated,

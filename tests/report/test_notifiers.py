@@ -28,7 +28,7 @@ def test_a_batch_has_its_pages_sptes_and_flushes(timeline_of: Make) -> None:
     ]
     timeline = timeline_of(events)
     found = find_batches(timeline, zaps(timeline))
-    assert found.name == ["CLEAR", "UNMAP"]
+    assert found.name.tolist() == ["CLEAR", "UNMAP"]
     assert found.pages.tolist() == [4, 1]
     assert found.zapped.tolist() == [2, 0]
     assert found.flushes.tolist() == [1, 0]

@@ -138,6 +138,14 @@ def test_what_the_trace_says_is_escaped(analysis_of: Make) -> None:
     Outline(page)
 
 
+def test_a_window_of_time_is_told(analysis_of: Make) -> None:
+    swapped = [E(now, VCPU, "swap_writepage", (now, now)) for now in range(9)]
+    page = render(analysis_of(swapped, Options(time_range=(4, 6))))
+    assert "What began from 4 ns to 6 ns is shown" in Outline(page).text[""]
+    assert data_of(page)["charts"]["swap-io"]["series"][0]["values"] == [1, 1]
+    assert "<b>2</b>" in page
+
+
 def test_every_vcpu_has_a_line(analysis_of: Make) -> None:
     events: list[E] = []
     for vcpu in range(16):

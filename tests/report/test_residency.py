@@ -69,3 +69,5 @@ def test_a_window_of_time_keeps_what_came_before_it(analysis_of: Make) -> None:
     found = analysis_of(events, Options((2, 160), time_range=(4, 6)))
     assert found.residency.backed.tolist() == [[1, 1]]
     assert found.fault_cells.tolist() == [[0, 1]]
+    assert found.faults.now.tolist() == [5]
+    assert not len(found.lives.born)

@@ -39,7 +39,7 @@ def test_a_life_is_from_set_to_zap(timeline_of: Make) -> None:
     assert found.set.tolist() == [10, 20, 80]
     assert found.zapped.tolist() == [91, 70, 91]
     assert found.ended.tolist() == [False, True, False]
-    assert found.batch.tolist() == [-1, 0, -1]
+    assert found.by.tolist() == ["", "CLEAR", ""]
     assert found.level.tolist() == [1, 1, 1]
 
 

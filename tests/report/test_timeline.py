@@ -51,5 +51,5 @@ def test_of_an_empty_trace_everything_is_empty(timeline_of: Make) -> None:
 
 def test_a_field_that_holds_no_numbers_is_an_error(timeline_of: Make) -> None:
     timeline = timeline_of([E(0, VCPU, "kvm_entry", ("zero", 0))])
-    with pytest.raises(ConfigError, match=r"^kvm_entry\.vcpu_id is not as this shadowvm writes it$"):
+    with pytest.raises(ConfigError, match=r"/trace: kvm_entry\.vcpu_id is not as this shadowvm writes it$"):
         timeline.field("kvm_entry", "vcpu_id")
