@@ -87,6 +87,13 @@ class Checkpoints:
         at = min(range(1, len(self._all)), key=lambda k: (times[k + 1] - times[k - 1]) / (abs(now - times[k]) + 1))
         self._all.pop(at).worker.close()
 
+    def forget_after(self, where: Position) -> None:
+        """Let go of all that are behind a position."""
+        behind = [each for each in self._all if each.position > where]
+        self._all = [each for each in self._all if each.position <= where]
+        for each in behind:
+            each.worker.close()
+
     def close(self) -> None:
         """End all."""
         for each in self._all:

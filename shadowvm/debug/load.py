@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..errors import ConfigError
 from .launch import target_maker
+from .poke import parse_inputs
 from .snapshot import Snapshot, read_snapshot
 from .timeline import Timeline
 
@@ -32,8 +33,11 @@ def load_timeline(
 
 
 def _replay(path: str, timeline: Timeline, snapshot: Snapshot) -> None:
-    if snapshot.inputs:
+    inputs = parse_inputs(snapshot.inputs)
+    if inputs is None:
         raise ConfigError(f"{path}: has inputs that this program cannot repeat")
+    if inputs:
+        timeline.repeat(inputs)
     stop = timeline.go() if snapshot.ended else timeline.go_to(snapshot.position)
     if stop.kind == "interrupt":
         raise ConfigError(f"{path}: interrupted at {stop.position}")

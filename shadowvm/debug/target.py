@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import greenlet
 
 from ..cpu.engine import CpuExit
+from ..errors import ConfigError
 from ..events import REGISTRY, Tracepoint, attached
 from .breaks import AddressBreak, MemoryWatch
+from .poke import Input, perform
 from .position import Position, Stop
 from .state import state_hash
 from .story import Happened
@@ -63,6 +65,10 @@ class Target:
         self._until_event = 0
         self._least_event = 0
         self._watching = Watching(self.machine)
+        self.inputs: list[Input] = []
+        self._applied = 0
+        self._errand: tuple[str, tuple[Any, ...]] | None = None
+        self._refusal: ConfigError | None = None
         self._breaks: dict[Tracepoint, list[Break]] = {}
         self._addresses: dict[int, int] = {}
         self._passed: dict[int, tuple[int, int]] = {}
@@ -127,6 +133,27 @@ class Target:
             self._go(0, where.events, breaks)
         return self.stop
 
+    def write(self, method: str, *arguments: Any) -> tuple[Stop, list[Input]]:
+        """Write something, by poke.METHODS: (where the machine stands then, all inputs of the run so far).
+
+        Raises:
+            ConfigError: it cannot be done, or not here; nothing has changed.
+        """
+        if self.outcome is not None:
+            raise ConfigError("the guest has ended: nothing can be written")
+        if not self.position.between:
+            raise ConfigError("inside of an event nothing can be written: go to the next instruction first")
+        self._errand, self._on_hit = (method, arguments), lambda stop: None
+        self._go(0, 0, ())
+        refusal, self._refusal = self._refusal, None
+        if refusal is not None:
+            raise refusal
+        return self.stop, self.inputs
+
+    def set_inputs(self, inputs: list[Input]) -> None:
+        """What is written on the way from here on, and what has been so far."""
+        self.inputs = inputs
+
     def _go(self, until: int, until_event: int, breaks: Sequence[Break]) -> Stop:
         if self.outcome is not None:
             return self.stop
@@ -182,22 +209,23 @@ class Target:
             if watching.on:
                 self._report_access(kvm)
                 watching.arm()
-            if self._is_there(kvm.instructions):
-                self._between(vcpu, "instructions")
+            if (self._errand is not None or self._applied < len(self.inputs)) and self._serve_inputs(vcpu):
+                return CpuExit.QUANTUM
+            if self.interrupted or self._is_there(kvm.instructions):
+                kind = "interrupt" if self.interrupted else "instructions"
+                self.interrupted = False
+                self._between(vcpu, kind)
                 continue
             began = kvm.instructions
-            self._grant(vcpu, 1 if alone else max(self._until - began, 1) if self._until else engine.budget)
+            self._grant(vcpu, 1 if alone else self._most(vcpu, began, engine.budget))
             reason = engine.watchpoints.enter(engine) if watching.on else engine.enter()
             self._take_back()
             if watching.on:
                 alone = watching.settle(vcpu, reason, alone, kvm.instructions != began)
             if reason == CpuExit.DEBUG:
-                if not alone and not engine.watchpoints.hits:
+                if not alone and not engine.watchpoints.hits and engine.linear_rip in self._addresses:
                     self._at_address(vcpu)
                 continue
-            if self.interrupted:
-                self.interrupted = False
-                self._between(vcpu, "interrupt")
             if reason != CpuExit.QUANTUM or engine.budget <= 0:
                 return reason
 
@@ -213,6 +241,39 @@ class Target:
         if self._entered is not None:
             self._entered.engine.set_budget(self._entered.engine.budget + self._withheld)
             self._entered = None
+
+    def _most(self, vcpu: Vcpu, now: int, left: int) -> int:
+        """How many instructions may be executed before something is to be done."""
+        most = max(self._until - now, 1) if self._until else left
+        if self._applied < len(self.inputs):
+            ahead = self.inputs[self._applied]
+            most = min(most, max(ahead.instructions - now, 1))
+            if ahead.instructions == now and ahead.vcpu == vcpu.id:  # it comes after the delivery of an event
+                vcpu.engine.breakpoints.set({*self._addresses, ahead.pc})
+        return most
+
+    def _serve_inputs(self, vcpu: Vcpu) -> bool:
+        """Write what is to be written here; whether there is something to do then before the entry."""
+        kvm = vcpu.kvm
+        done = self._applied
+        while self._applied < len(self.inputs):
+            each = self.inputs[self._applied]
+            if not each.is_due(kvm.instructions, self.events, vcpu):
+                break
+            self._applied += 1
+            perform(self, each.method, each.arguments)
+        if self._applied > done:
+            vcpu.engine.breakpoints.set(self._addresses)
+        while self._errand is not None:
+            (method, arguments), self._errand = self._errand, None
+            new = Input(kvm.instructions, self.events, vcpu.id, vcpu.engine.linear_rip, method, arguments)
+            self._refusal = perform(self, method, arguments)
+            if self._refusal is None:
+                self.inputs = [*self.inputs[: self._applied], new]
+                self._applied += 1
+                done = -1
+            self._stand_still(self.stop._replace(position=Position(kvm.instructions, self.events)))
+        return self._applied > done and bool(vcpu.requests or kvm.loaded is not vcpu)
 
     def _is_there(self, instructions: int) -> bool:
         """At the position that was asked for, or past it."""

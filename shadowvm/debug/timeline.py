@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .checkpoints import DEFAULT_MEMORY, MAX_CHECKPOINTS, Checkpoint, Checkpoints, nearest
+from .poke import Input
 from .position import Position, Stop
 from .target import Break, Target
 from .worker import Worker, start_worker
@@ -33,6 +34,7 @@ class Timeline:
         self.worker = start_worker(make)
         self.stop = Stop("start", _START)
         self.end: Position | None = None
+        self.inputs: list[Input] = []
         self._automatic = Checkpoints(Checkpoint(_START, self.worker.fork()), limit, memory)
         self.limits = (limit, memory)
         self._slice = FIRST_SLICE
@@ -163,8 +165,30 @@ class Timeline:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.worker.close()
-        self.worker = checkpoint.worker.fork()
+        self.worker = self._fork(checkpoint)
         self.stop = Stop("start", checkpoint.position)
+
+    def _fork(self, checkpoint: Checkpoint) -> Worker:
+        worker = checkpoint.worker.fork()
+        if self.inputs:
+            worker.call("set_inputs", self.inputs)
+        return worker
+
+    def write(self, method: str, *arguments: Any) -> Stop:
+        """Write a register or memory here: Target.write(). What came after it is another run's, and is forgotten."""
+        here = self.position
+        stop, self.inputs = self.worker.call("write", method, *arguments)
+        self._moved(stop)
+        self.end = None
+        self._automatic.forget_after(here)
+        for number in [number for number, each in self._kept.items() if each.position > here]:
+            self.forget(number)
+        return self.stop
+
+    def repeat(self, inputs: list[Input]) -> None:
+        """At the start of the run: what is to be written on the way."""
+        self.inputs = inputs
+        self._restore(self._automatic.first)
 
     def back(self, instructions: int) -> Stop:
         """As many instructions back, or to the start."""
@@ -187,7 +211,7 @@ class Timeline:
         """To the last hit of a break before this position; None, and at the start, if there was none."""
         end = self.position
         for checkpoint in reversed(self._automatic.before(end)):
-            scout = checkpoint.worker.fork()
+            scout = self._fork(checkpoint)
             hit: Stop | None = self._run(scout, "last_hit", end, breaks)
             scout.close()
             if self._heard_interrupt():

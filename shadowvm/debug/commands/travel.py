@@ -70,7 +70,8 @@ def _savevm(monitor: Monitor, text: str) -> Lines:
         raise ConfigError("savevm: name a file")
     timeline = monitor.timeline
     config, state = timeline.call("view", "config"), timeline.call("state_hash")
-    write_snapshot(text, Snapshot(config, timeline.position, state, timeline.stop.kind == "exit"))
+    ended, inputs = timeline.stop.kind == "exit", tuple(timeline.inputs)
+    write_snapshot(text, Snapshot(config, timeline.position, state, ended, inputs))
     return []
 
 
