@@ -11,6 +11,8 @@ from ..errors import ConfigError
 
 if TYPE_CHECKING:
     from ..config import MachineConfig
+    from ..debug.gdbstub import GdbSession
+    from ..debug.rsp import Packets
     from ..debug.timeline import Timeline
 
 DEFAULT = "tcp:127.0.0.1:1234"
@@ -26,7 +28,10 @@ def parse_gdb(text: str) -> tuple[str, int]:
 
 
 def serve(config: MachineConfig, where: str) -> int:
-    """Wait for gdb, and serve it until it detaches or kills; a client that disconnects may come again."""
+    """Wait for gdb, and serve it until it kills the guest; the exit status.
+
+    A client that disconnects may come again. When one detaches, the guest runs on to its end.
+    """
     from ..debug.launch import target_maker  # noqa: PLC0415
     from ..debug.timeline import Timeline  # noqa: PLC0415
 
@@ -37,58 +42,99 @@ def serve(config: MachineConfig, where: str) -> int:
         raise ConfigError(f"-gdb: {where}: {error.strerror}") from None
     timeline = Timeline(target_maker(config))
     with listener:
-        print(f"waiting for gdb at {address}:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
+        say(f"waiting for gdb at {address}:{listener.getsockname()[1]}")
         try:
-            while _serve_one(listener, timeline):
+            console = Console(timeline)
+            while not (session := serve_client(listener, timeline, console)).done:
                 pass
+            return 0 if session.kill else _run_on(timeline, console)
         finally:
             timeline.close()
-    return 0
 
 
-def _serve_one(listener: socket.socket, timeline: Timeline) -> bool:
-    """One client; whether to wait for another."""
+class Console:
+    """Shows what the guest says, once, whatever way the user goes back and forth."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._shown = 0
+
+    def show(self) -> None:
+        """What is new."""
+        said: bytes = self._timeline.call("view", "output")
+        sys.stdout.buffer.write(said[self._shown :])
+        sys.stdout.buffer.flush()
+        self._shown = max(self._shown, len(said))
+
+
+def say(text: str) -> None:
+    """To the user who started it."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _run_on(timeline: Timeline, console: Console) -> int:
+    """Without a debugger, to the end of the guest."""
+    say("gdb has detached: the guest runs on")
+
+    def poll() -> bool:
+        console.show()
+        return False
+
+    timeline.poll = poll
+    stop = timeline.go()
+    console.show()
+    say(f"the guest has ended: {stop.text}")
+    status: int = timeline.call("status")
+    return status
+
+
+def serve_client(listener: socket.socket, timeline: Timeline, console: Console) -> GdbSession:
+    """One client, to its end; how that was."""
     from ..debug.gdbstub import GdbSession  # noqa: PLC0415
-    from ..debug.rsp import INTERRUPT, Packets, frame  # noqa: PLC0415
+    from ..debug.rsp import Packets  # noqa: PLC0415
 
     client, _ = listener.accept()
     session, packets = GdbSession(timeline), Packets()
     with client:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         timeline.poll = lambda: _has_interrupt(client)
         try:
-            while not session.done:
-                data = client.recv(65536)
-                if not data:
-                    return True
-                for packet in packets.feed(data):
-                    client.sendall(bytes(packets.replies))
-                    packets.replies.clear()
-                    if packet == INTERRUPT:
-                        continue
-                    client.sendall(frame(session.answer(packet)))
-                    if session.no_acks:
-                        packets.acks = False
-                    if session.done:
-                        break
-                client.sendall(bytes(packets.replies))
-                packets.replies.clear()
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while not session.done and (data := client.recv(65536)):
+                _serve(client, session, packets, data)
+                console.show()
         except OSError:
-            return not session.done
+            pass
         finally:
             timeline.poll = None
-    return False
+    return session
+
+
+def _serve(client: socket.socket, session: GdbSession, packets: Packets, data: bytes) -> None:
+    from ..debug.rsp import INTERRUPT, frame  # noqa: PLC0415
+
+    for packet in packets.feed(data):
+        client.sendall(bytes(packets.replies))
+        packets.replies.clear()
+        if packet == INTERRUPT:  # it stands still already
+            continue
+        client.sendall(frame(session.answer(packet)))
+        packets.acks = not session.no_acks
+        if session.done:
+            return
+    client.sendall(bytes(packets.replies))
+    packets.replies.clear()
 
 
 def _has_interrupt(client: socket.socket) -> bool:
-    """Ctrl-C waits, or the client is gone."""
+    """Ctrl-C waits, perhaps behind an acknowledgement, or the client is gone."""
     if not select([client], [], [], 0)[0]:
         return False
     try:
-        waiting = client.recv(1, socket.MSG_PEEK)
+        waiting = client.recv(64, socket.MSG_PEEK)
+        before, interrupt, _ = waiting.partition(b"\x03")
+        if interrupt and not before.strip(b"+-"):
+            client.recv(len(before) + 1)
+            return True
     except OSError:
-        return True
-    if waiting == b"\x03":
-        client.recv(1)
         return True
     return not waiting

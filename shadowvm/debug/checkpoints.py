@@ -89,8 +89,8 @@ class Checkpoints:
 
     def forget_after(self, where: Position) -> None:
         """Let go of all that are behind a position."""
-        behind = [each for each in self._all if each.position > where]
-        self._all = [each for each in self._all if each.position <= where]
+        behind = [each for each in self._all if each.position.order > where.order]
+        self._all = [each for each in self._all if each.position.order <= where.order]
         for each in behind:
             each.worker.close()
 

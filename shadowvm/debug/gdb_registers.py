@@ -82,3 +82,11 @@ def encode(register: Register, values: dict[str, int]) -> str:
     if register.ours not in values:
         return "xx" * size
     return (values[register.ours] & (1 << register.bits) - 1).to_bytes(size, "little").hex()
+
+
+def decode(register: Register, digits: str) -> int:
+    """The value of what encode() gives. ValueError: it is not that long, or no hex."""
+    data = bytes.fromhex(digits)
+    if len(data) != register.bits // 8:
+        raise ValueError(f"{register.name} has {register.bits} bits")
+    return int.from_bytes(data, "little")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ..kvm.vm import Kvm
     from ..machine import Machine, Outcome
 
+MAX_STEPS = 10_000
+"""Of one step()."""
 HISTORY = 4096
 """Events that are remembered, for the story of the last fault."""
 
@@ -101,6 +103,21 @@ class Target:
         """Run to `until` instructions or `until_event` events, whichever comes first (0: neither), or to a break."""
         self._on_hit = self._stand_still
         return self._go(until, until_event, breaks)
+
+    def step(self, number: int | None, low: int, high: int, breaks: Sequence[Break]) -> Stop:
+        """Instructions until vCPU `number` (None: any) has executed one and its RIP is not in [low, high), or to a
+        break. kind is "steps" if that is not so after many."""
+        engines = [vcpu.engine for vcpu in self.machine.vcpus if number in (None, vcpu.id)]
+        before = [engine.instructions for engine in engines]
+        for _ in range(MAX_STEPS):
+            stop = self.go(self.machine.instructions + 1, 0, breaks)
+            done = any(engine.instructions != old for engine, old in zip(engines, before, strict=True))
+            inside = number is not None and low <= engines[0].rip < high
+            if stop.kind != "instructions" or (done and not inside):
+                self.stop = stop if number is None or stop.kind != "instructions" else stop._replace(vcpu=number)
+                return self.stop
+        self.stop = stop._replace(kind="steps")
+        return self.stop
 
     def last_hit(self, until: Position, breaks: Sequence[Break]) -> Stop | None:
         """Run to a position without stopping at breaks; the last hit before it."""
@@ -314,6 +331,10 @@ class Target:
     def view(self, name: str, *arguments: Any) -> Any:
         """One of VIEWS: what does not move the machine."""
         return VIEWS[name](self, *arguments)
+
+    def status(self) -> int:
+        """Exit status of the run; 0 while it goes on."""
+        return 0 if self.outcome is None else self.outcome.status
 
     def state_hash(self) -> str:
         """state.py."""

@@ -22,6 +22,7 @@ CHECKPOINT_S = 0.3
 """Time to run between two checkpoints: going back takes about as long. No result depends on it."""
 FIRST_SLICE, SLICE_EVENTS = 100_000, 30_000
 """Instructions of the first slice; each is as long as those before had time for. Events of any."""
+MAX_ROUNDS = 100
 _START = Position(0, 0)
 
 
@@ -77,6 +78,16 @@ class Timeline:
             if self._slice_of(until, until_event, breaks):
                 break
             self._checkpoint()
+        return self.stop
+
+    def step(self, vcpu: int | None, low: int = 0, high: int = 0, breaks: Sequence[Break] = ()) -> Stop:
+        """As Target.step(), and for as long as it takes; after MAX_ROUNDS of them the vCPU sleeps, and that is it."""
+        self.interrupted = False
+        for _ in range(MAX_ROUNDS):
+            if self.stop.kind != "exit":
+                self._moved(self._run(self.worker, "step", vcpu, low, high, breaks))
+            if self.stop.kind != "steps" or not self._goes_on():
+                break
         return self.stop
 
     def _slice_of(self, until: int, until_event: int, breaks: Sequence[Break]) -> bool:
@@ -181,7 +192,7 @@ class Timeline:
         self._moved(stop)
         self.end = None
         self._automatic.forget_after(here)
-        for number in [number for number, each in self._kept.items() if each.position > here]:
+        for number in [number for number, each in self._kept.items() if each.position.order > here.order]:
             self.forget(number)
         return self.stop
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .peek import guest_walk, peek_guest, peek_virtual, vcpu_of
 from .registers_text import creg, info_registers
 from .story import last_fault, tell
 from .symbols import Symbols, load_symbols
+from .threads import threads
 
 if TYPE_CHECKING:
     from ..config import MachineConfig
@@ -121,6 +123,15 @@ def counters(target: Target) -> dict[str, int]:
     return stats.as_dict(machine.kvm.stat, (vcpu.stat for vcpu in machine.vcpus)) | machine.host.vmstat.as_dict()
 
 
+def image(target: Target) -> str | None:
+    """The path of the guest's ELF file, None for another kind."""
+    path = target.machine.config.image
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return os.path.abspath(path) if file.read(4) == b"\x7fELF" else None
+
+
 def output(target: Target) -> bytes:
     """All that the guest has said."""
     return bytes(target.output)
@@ -167,4 +178,6 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "counters": counters,
     "output": output,
     "panes": panes,
+    "threads": threads,
+    "image": image,
 }
