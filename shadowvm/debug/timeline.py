@@ -82,11 +82,11 @@ class Timeline:
 
     def step(self, vcpu: int | None, low: int = 0, high: int = 0, breaks: Sequence[Break] = ()) -> Stop:
         """As Target.step(), and for as long as it takes; after MAX_ROUNDS of them the vCPU sleeps, and that is it."""
-        self.interrupted = False
         for _ in range(MAX_ROUNDS):
-            if self.stop.kind != "exit":
-                self._moved(self._run(self.worker, "step", vcpu, low, high, breaks))
-            if self.stop.kind != "steps" or not self._goes_on():
+            if self.stop.kind == "exit" or self._heard_interrupt():
+                break
+            self._moved(self._run(self.worker, "step", vcpu, low, high, breaks))
+            if self.stop.kind != "steps":
                 break
         return self.stop
 

@@ -16,24 +16,37 @@ from shadowvm.cli.gdbserver import parse_gdb
 from shadowvm.errors import ConfigError
 
 SCRIPT = """
-set architecture i386:x86-64
+set pagination off
+set confirm off
 target remote 127.0.0.1:{port}
 info registers cr0 cr3
 info threads
-break *0x101e68
+break *main+744
 continue
 x/2i $rip
 stepi
 reverse-stepi
+delete
+watch *(long *)0x2a0000
+continue
+print/x $rip
 continue
 reverse-continue
+print/x $rip
+delete
+set $r15 = 0x1234567
+set var *(long *)0x2a0000 = 0x77
+print/x *(long *)0x2a0000
+stepi
+reverse-stepi
+print/x $r15
 monitor when
 monitor page -s rip
+monitor info spte 0x2a0
 monitor explain fault
-delete
-monitor break swap_readpage
+monitor break mm_vmscan_kswapd_wake
 continue
-monitor info host
+info threads
 x/1gx 0xffff800000000000
 """
 
@@ -64,18 +77,24 @@ def test_a_session_of_a_real_gdb() -> None:
         )
         said = done.stdout
         for part in (
+            "Reading symbols from target:",
             "[ PE MP ET NE WP AM PG ]",
-            '* 1    Thread 1 "CPU 0"',
-            '  2    Thread 2 "CPU 1"',
-            "hit Breakpoint 1, 0x0000000000101e68",
-            "=> 0x101e68:",
+            '* 1    Thread 1.1 "CPU 0"',
+            '  2    Thread 1.2 "CPU 1"',
+            "hit Breakpoint 1, ",
+            "=> 0x101e68",
+            "Hardware watchpoint 2: *(long *)0x2a0000",
+            "Old value = 0",
+            "$3 = 0x77",
+            "$4 = 0x1234567",
             "memslot 0: gfns 0x0-",
             "mmu_invalidate_seq is",
-            "mmu_lock: free",
+            '"kswapd0"',
             "detached",
         ):
             assert part in said, said
-        assert said.count("hit Breakpoint 1") == 4
+        news = re.findall(r"Old value = (\d+)\nNew value = (\d+)", said)
+        assert news[-1] == tuple(reversed(news[0]))
         assert "Cannot access memory at address 0xffff800000000000" in said
         assert process.wait(30) == 0
 
