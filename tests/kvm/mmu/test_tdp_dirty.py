@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shadowvm.addr import PAGE_SIZE, Gfn, Gpa
+from shadowvm.addr import PAGE_SIZE, Gfn, Gpa, Hva
 from shadowvm.config import MIB
 from shadowvm.kvm.dirty import kvm_clear_dirty_log, kvm_get_dirty_log
 from shadowvm.kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES as LOG
@@ -12,6 +12,12 @@ from shadowvm.kvm.mmu.spte import SPTE_MMU_WRITABLE
 from shadowvm.kvm.mmu.tdp_dirty import kvm_tdp_mmu_write_protect_gfn
 from shadowvm.kvm.vm import Kvm
 from shadowvm.mm.mm_struct import madvise_pageout
+from shadowvm.mm.mmu_notifier import (
+    MmuNotifierEvent,
+    MmuNotifierRange,
+    mmu_notifier_invalidate_range_end,
+    mmu_notifier_invalidate_range_start,
+)
 from shadowvm.x86 import PT_DIRTY, PT_WRITABLE
 from tests.kvm.mmu.nested_cpu import cpus_of, hva_of, make_vm
 
@@ -43,6 +49,26 @@ def test_each_harvest_has_what_was_stored_since_the_last(params: dict[str, int])
             cpu.load(page * PAGE)
         assert harvest(kvm) == list(range(first, 16, 4))
     assert harvest(kvm) == []
+
+
+@ALL
+@pytest.mark.parametrize("prefetch", [0, 1])
+def test_a_store_after_a_load_that_has_mapped_the_page_is_in_the_log(params: dict[str, int], prefetch: int) -> None:
+    """The load's fault finds a page that may be written, and need not be asked again."""
+    kvm = make_vm(**{**params, "prefetch": prefetch})
+    cpu = cpus_of(kvm)[0]
+    for page in range(8):
+        cpu.store(page * PAGE, page)
+    log_on(kvm)
+    start = hva_of(kvm, 0)
+    range_ = MmuNotifierRange(kvm.mm, start, Hva(start + MIB), MmuNotifierEvent.CLEAR)
+    mmu_notifier_invalidate_range_start(range_)
+    mmu_notifier_invalidate_range_end(range_)
+    harvest(kvm)
+    cpu.load(3 * PAGE)
+    cpu.store(3 * PAGE, 4)
+    cpu.store(4 * PAGE, 4)
+    assert {3, 4} <= set(harvest(kvm))
 
 
 @ALL
