@@ -68,6 +68,26 @@ def test_the_page_is_mapped_before_anybody_hears_of_it(tmp_path: Path) -> None:
     assert stat.pf_taken - stat.mmio_exits <= outcomes <= stat.pf_taken, "both halves count as one"
 
 
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_the_second_half_is_not_taken_and_leaves_nothing_behind(tmp_path: Path, mmu: str) -> None:
+    """A fault that the guest makes next is none that nobody waits for."""
+    config = config_for(write_tiny(tmp_path, SOURCE), mmu=mmu, swap_latency=LATENCY, timeout_instructions=1_000_000)
+    seen: list[tuple[int, int, bool]] = []
+
+    @contextmanager
+    def listen(machine: Machine) -> Iterator[None]:
+        def sink(_tracepoint: Tracepoint, _args: tuple[Any, ...]) -> None:
+            stat, fault = machine.vcpu.stat, machine.vcpu.fault
+            seen.append((stat.pf_taken, stat.pf_fixed, fault.prefetch))
+
+        with paging_out(1)(machine), attached(sink, (kvm_async_pf_completed, kvm_async_pf_ready)):
+            yield
+
+    assert status(run_checked(config, listen)) == 0
+    (taken, fixed, _), after = seen
+    assert after == (taken, fixed + 1, False)
+
+
 @pytest.mark.parametrize(
     ("when", "expected"),
     [
