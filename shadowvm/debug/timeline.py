@@ -22,7 +22,7 @@ CHECKPOINT_S = 0.3
 """Time to run between two checkpoints: going back takes about as long. No result depends on it."""
 FIRST_SLICE, SLICE_EVENTS = 100_000, 30_000
 """Instructions of the first slice; each is as long as those before had time for. Events of any."""
-MAX_ROUNDS = 100
+MAX_ROUNDS = 2
 _START = Position(0, 0)
 
 
