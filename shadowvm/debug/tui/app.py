@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -92,7 +93,8 @@ class DebuggerApp(App[int]):
     ]
 
     def __init__(self, session: Session, name: str, commands: Sequence[str] = ()) -> None:
-        super().__init__()
+        # With the terminal's own colours textual leaves them all out under NO_COLOR, else it makes them grey.
+        super().__init__(ansi_color=True if os.environ.get("NO_COLOR") else None)
         self.session = session
         self.guest = name
         self.busy = False
