@@ -41,9 +41,15 @@ class User:
 
     async def keys(self, *keys: str) -> None:
         await self.pilot.press(*keys)
-        while not self.app.is_idle:
-            await self.pilot.pause(0.01)
+        await self.until(lambda: self.app.is_idle)
         await self.pilot.pause()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(3000):
+            if condition():
+                return
+            await self.pilot.pause(0.01)
+        pytest.fail("it never came to that")
 
     async def types(self, *lines: str) -> None:
         for line in lines:
@@ -154,8 +160,7 @@ def test_a_run_leaves_the_screen_alive_and_can_be_interrupted() -> None:
 
     async def interrupt(app: DebuggerApp, user: User) -> None:
         await user.pilot.press("c")
-        while not app.busy:
-            await user.pilot.pause(0.01)
+        await user.until(lambda: app.busy)
         await user.pilot.press("5", "s", "s", "ctrl+c")
         await user.keys()
         assert app.result is not None
