@@ -54,3 +54,10 @@ def test_a_full_ring_stops_its_cpu_until_it_is_reset() -> None:
     migration = migrate("ring", "dirty_log_test", "pages=600 iterations=3 writes=600", pauses=200)
     assert migration.full >= 3
     assert max(migration.harvests) <= 256
+
+
+def test_page_tables_that_are_written_by_emulation_are_not_missed() -> None:
+    options: dict[str, Any] = {"memory": 8 * MIB, "kvm_params": KvmParams(unsync=0)}
+    migration = migrate("get", "ptchurn", "pages=32 rounds=1 switches=2", pauses=150, **options)
+    assert sum(migration.harvests) > 50
+    assert migration.kvm.vcpus[0].stat.insn_emulation > 100
