@@ -195,11 +195,18 @@ class ShadowRules(Rules):
     def guest_entry(self, sp: KvmMmuPage, index: int) -> int | None:
         """The guest's entry that entry `index` of an indirect page shadows; None if its table is not resident.
 
-        A 32-bit entry is given in the form that the 64-bit one of the same meaning has.
+        A 32-bit entry is given in the form that the 64-bit one of the same meaning has, and one in ROM as marked: there
+        it is used as it is.
         """
         frame = self._resident_table(sp)
         if frame is None:
             return None
+        table = find_slot(self.kvm, booked_of(sp, sp.gfn))
+        is_rom = table is not None and table.flags & KVM_MEM_READONLY
+        entry = self._entry_in(frame, sp, index)
+        return entry | PT_ACCESSED | PT_DIRTY if is_rom and entry & PT_PRESENT else entry
+
+    def _entry_in(self, frame: Pfn, sp: KvmMmuPage, index: int) -> int:
         role = unpack_role(sp.role)
         if not role.has_4_byte_gpte:
             return self.kvm.q[(frame << 9) + index]
