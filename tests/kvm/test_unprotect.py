@@ -78,6 +78,13 @@ def test_stores_that_change_nothing_are_stores(tmp_path: Path) -> None:
     assert result.machine.kvm.stat.mmu_flooded == 1
 
 
+@pytest.mark.parametrize(("use", "flooded"), [("mov rbx, [rdi + 0x200000]", 0), ("", 1)], ids=["used", "unused"])
+def test_a_table_that_is_used_between_stores_is_kept(tmp_path: Path, use: str, flooded: int) -> None:
+    again = f"mov qword [0x308008], 0x2000e3\n{use}\nmov qword [0x308008], 0x4000e3\n{use}\n"
+    result = run(tmp_path, f"{DIRECTORY}{again}{again}{again}xor eax, eax\n{EXIT}")
+    assert result.machine.kvm.stat.mmu_flooded == flooded
+
+
 @pytest.mark.parametrize("source", [MAPS_ITSELF, MAPS_THE_CODE], ids=["itself", "the code"])
 def test_a_table_that_the_instruction_needs_is_written_by_emulation_once(tmp_path: Path, source: str) -> None:
     assert emulated(run(tmp_path, source, unprotect_retry=0)) == emulated(run(tmp_path, source))
