@@ -21,7 +21,7 @@ RUNNING                               AND BACK
 LOOKING
   1 to 9  a pane to the front           Tab, Shift-Tab  from pane to pane
   arrows, PgUp, PgDn, Home, End         z  this pane alone, and all again
-  l  look ADDRESS: the walks stay at it; without one they follow the faults
+  l  look ADDRESS: the walks stay there; look: they follow the faults
   e  explain fault: the last one as a story
 
 THE COMMAND LINE

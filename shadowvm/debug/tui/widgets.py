@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
+from rich.style import Style
 from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.events import Key, Resize
@@ -68,7 +69,9 @@ class Pane(ScrollView, can_focus=True):
         width, style = self.scrollable_content_region.width, self.rich_style
         if top + y >= len(self.lines):
             return Strip.blank(width, style)
-        strip = Strip(self.lines[top + y].render(self.app.console))
+        line, console = self.lines[top + y], self.app.console
+        base = line.style if isinstance(line.style, Style) else console.get_style(line.style)
+        strip = Strip(line.render(console)).apply_style(base)  # rich leaves it to a console to do this
         return strip.crop_extend(left, left + width, style).apply_style(style)
 
     @property

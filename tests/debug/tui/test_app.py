@@ -137,6 +137,8 @@ def test_the_command_line(timeline: Timeline) -> None:
         output = app.panes["output"].plain
         assert "(shadowvm) when\ninstruction 0, event 0\n" in output
         assert output.endswith("'frobnicate' is no command; help lists them")
+        last = app.panes["output"].render_line(app.panes["output"].room[1] - 1)
+        assert any(segment.style is not None and segment.style.bold for segment in last), "what is refused stands out"
         await user.keys("up", "up")
         assert prompt.value == "when"
         prompt.value = "break swap_"
