@@ -51,7 +51,7 @@ def guest_rows(vcpu: Vcpu, gva: int | None, gpa: int | None) -> Iterator[Row]:
     walk = guest_walk(vcpu, Gva(gva))
     for step in walk.steps:
         entry = "no memory is there" if step.entry is None else entry_text(step.entry)
-        swapped = " (in swap)" * _is_swapped_out(vcpu.kvm, step.table)
+        swapped = " in swap" * _is_swapped_out(vcpu.kvm, step.table)
         yield Row(f"L{step.level}[{step.at:3}] {entry}{swapped}")
         yield Row(f"     at gpa {step.table + step.at * step.size:#x}", detail=True)
     if walk.gpa is None:

@@ -109,5 +109,5 @@ def test_a_table_of_the_guest_that_is_in_swap_is_named() -> None:
     timeline = Timeline(target_of)
     timeline.go(breaks=[PointBreak(1, "swap_readpage", "slot < 10")])
     rows = panes(timeline).guest
-    assert any(row.text.endswith(" (in swap)") for row in rows), text(rows)
+    assert any(row.text.endswith(" in swap") for row in rows), text(rows)
     timeline.close()

@@ -62,6 +62,8 @@ class Pane(ScrollView, can_focus=True):
             self.scroll_to(y=max(at - margin, 0), animate=False, force=True)
         elif at + margin >= top + height:
             self.scroll_to(y=at + margin + 1 - height, animate=False, force=True)
+        if self.show_vertical_scrollbar:  # it has not heard of what was scrolled while the pane was hidden
+            self.vertical_scrollbar.position = self.scroll_y
 
     def render_line(self, y: int) -> Strip:
         """A line of the screen: only what is seen is drawn."""

@@ -90,6 +90,8 @@ def test_into_a_fault_and_back_at_80_by_24(timeline: Timeline) -> None:
         assert "host pte 0x" in stop["host"]
         await user.keys("escape", "p")
         assert user.texts() != stop
+        events = app.panes["events"]
+        assert events.vertical_scrollbar.position == events.scroll_y == len(events.lines) - events.room[1]
         await user.keys("b")
         assert user.texts() == stop
         await user.keys("f", "s", "r")
