@@ -173,7 +173,8 @@ class DebuggerApp(App[int]):
         result, panes = self.result, self.result.panes
         inside = result.stop.vcpu == panes.vcpu and not result.stop.position.between
         code, at = render.code_text(panes, result.breaks, inside, self.panes["code"].room[0])
-        self.panes["code"].entitle(panes.function)
+        other = f"  vCPU {panes.vcpu}" if panes.vcpu != (result.stop.vcpu or 0) else ""
+        self.panes["code"].entitle(panes.function + other)
         self.panes["code"].show(code, at)
         self.panes["shadow"].title = "TDP" if panes.nested else TITLES["shadow"]
         self.panes["shadow"].entitle(panes.why)
@@ -210,9 +211,7 @@ class DebuggerApp(App[int]):
         elif self._gone:
             status.update(Text(f" {self.guest}  the machine's process is gone", style="bold", no_wrap=True))
         elif self.result is not None:
-            stop = self.result.stop
-            vcpu = f"vCPU {stop.vcpu}" if stop.vcpu is not None else stop.task or "start"
-            status.update(render.status_text(self.guest, stop, vcpu))
+            status.update(render.status_text(self.guest, self.result.stop))
 
     def _show_progress(self) -> None:
         """A short command is over before this is called twice."""

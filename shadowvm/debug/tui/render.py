@@ -144,12 +144,15 @@ def output_text(line: str, *, refused: bool) -> Text:
     return text
 
 
-def status_text(name: str, stop: Stop, task: str) -> Text:
+def status_text(name: str, stop: Stop) -> Text:
     """The line at the top."""
     text = Text(f" {name} ", style="bold", no_wrap=True)
-    number = f"break {stop.number}, " if stop.number else ""
-    why = "ended, " if stop.kind == "exit" else "interrupted, " if stop.kind == "interrupt" else number
-    text.append(f" {why}{task}, {stop.position}", "not bold")
+    words = [f"vCPU {stop.vcpu}"] if stop.vcpu is not None else [stop.task] if stop.task else []
+    if stop.kind in ("start", "exit", "interrupt"):
+        words.insert(0, {"start": "at the start", "exit": "ended", "interrupt": "interrupted"}[stop.kind])
+    elif stop.number:
+        words.insert(0, f"break {stop.number}")
+    text.append(f" {', '.join([*words, str(stop.position)])}", "not bold")
     if stop.text:
         text.append(f"  {stop.text}", "bold")
     return text

@@ -63,3 +63,16 @@ def test_every_system_of_tracepoints_has_a_style() -> None:
     from shadowvm.events import REGISTRY
 
     assert {point.system for point in REGISTRY.values()} <= set(render.SYSTEM_STYLES)
+
+
+@pytest.mark.parametrize(
+    ("stop", "said"),
+    [
+        (Stop("start", Position(0, 0)), " g  at the start, instruction 0, event 0"),
+        (Stop("exit", Position(9, 8), "status 0"), " g  ended, instruction 9, event 8  status 0"),
+        (Stop("point", Position(9, 8), "x: y", 1, "CPU 1/KVM", 3), " g  break 3, vCPU 1, instruction 9, event 8  x: y"),
+        (Stop("events", Position(9, 8), "x: y", None, "kswapd0"), " g  kswapd0, instruction 9, event 8  x: y"),
+    ],
+)
+def test_the_line_at_the_top_says_who_stands_where_and_why(stop: Stop, said: str) -> None:
+    assert render.status_text("g", stop).plain == said
