@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -11,8 +12,13 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
-COMMANDS = re.findall(r"^    \$ (shadowvm .*)$", README, re.MULTILINE)
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+SECTIONS = {
+    text.partition("\n")[0]: commands
+    for text in re.split(r"^## ", README, flags=re.MULTILINE)
+    if (commands := re.findall(r"^    \$ (shadowvm .*)$", text, re.MULTILINE))
+}
 DEMO = "shadowvm run memtouch -m 64M --host-memory 4M --swap 128M --check"
 SECONDS = re.compile(r"\d+\.\d\d s;")
 
@@ -21,9 +27,12 @@ def _lines(text: str) -> list[str]:
     return [SECONDS.sub("s;", line.strip()) for line in text.splitlines() if line.strip()]
 
 
-def _run(command: str) -> str:
+def _run(command: str, directory: Path) -> str:
     words = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, cwd=directory, env=env
+    )
     return done.stdout
 
 
@@ -32,21 +41,24 @@ def _shown_after(start: str) -> list[str]:
     return _lines(README.split(start, 1)[1].lstrip("\n").split("\n\n", 1)[0])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_shown_command_prints_what_is_shown(command: str) -> None:
-    shown = _shown_after(f"$ {command}\n")
-    assert shown
-    assert [line for line in shown if line not in _lines(_run(command))] == []
+@pytest.mark.parametrize("section", SECTIONS)
+def test_shown_commands_print_what_is_shown(section: str, tmp_path: Path) -> None:
+    """One after the other: some read files that those before them have written."""
+    for command in SECTIONS[section]:
+        shown = _shown_after(f"$ {command}\n")
+        assert shown
+        printed = _lines(_run(command, tmp_path))
+        assert [line for line in shown if line not in printed] == []
 
 
-def test_the_demo_prints_what_is_shown() -> None:
+def test_the_demo_prints_what_is_shown(tmp_path: Path) -> None:
     shown = _shown_after("The guest's own output goes to stdout, the rest to stderr:")
     assert len(shown) == 5
-    assert sorted(shown) == sorted(_lines(_run(DEMO)))
+    assert sorted(shown) == sorted(_lines(_run(DEMO, tmp_path)))
 
 
 def test_the_demo_is_the_command_that_this_file_runs() -> None:
-    script = (Path(__file__).resolve().parents[1] / "tools/demo").read_text()
+    script = (ROOT / "tools/demo").read_text()
     assert DEMO.replace("memtouch", '"${1:-memtouch}"') in script
 
 
