@@ -395,6 +395,7 @@ host_pte_change = Tracepoint(
 )
 folio_referenced = Tracepoint("mm", "folio_referenced", "pfn referenced", "pfn=0x%x referenced=%d")
 get_user_page = Tracepoint("mm", "get_user_page", "mm vpn pfn write", "mm %d vpn %x pfn=0x%x write %d", point=True)
+follow_pfnmap = Tracepoint("mm", "follow_pfnmap", "mm vpn pfn write", "mm %d vpn %x pfn=0x%x write %d", point=True)
 mmu_notifier_invalidate_range_start = Tracepoint(
     "mm",
     "mmu_notifier_invalidate_range_start",

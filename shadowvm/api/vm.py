@@ -6,7 +6,7 @@ import errno
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from ..addr import Gpa, Hva
+from ..addr import PAGE_SIZE, Gpa, Hva
 from ..config import MAX_VCPUS, MMUS
 from ..errors import KvmError
 from ..kvm import stats
@@ -28,6 +28,7 @@ from ..mm.mm_struct import (
     mprotect,
     munmap,
 )
+from ..mm.pfnmap import open_device
 from ..params import DEFAULT_PARAMS, KvmParams
 from .vcpu import Vcpu
 
@@ -174,6 +175,14 @@ class Vm:
     def mmap(self, length: int, *, writable: bool = True) -> Hva:
         """Anonymous memory of the process."""
         return self.host.call(lambda: mmap(self.mm, length, writable))
+
+    def mmap_device(self, length: int, *, writable: bool = True) -> Hva:
+        """Memory of a driver, as vfio-pci gives a BAR: frames without reference counts (VM_IO | VM_PFNMAP), of zeros.
+
+        Neither reclaim nor madvise() has to do with it. It is given back when nothing of it is mapped any more.
+        """
+        device = open_device(self.host.node, -(-length // PAGE_SIZE))
+        return self.host.call(lambda: mmap(self.mm, length, writable, device=device))
 
     def munmap(self, start: int, length: int) -> None:
         """Take memory from the process, and so from the guest: accesses to it fail with EFAULT."""

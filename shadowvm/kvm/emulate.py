@@ -19,8 +19,8 @@ from ..cpu.mailbox import EXIT_ACCESS, EXIT_GPA, EXIT_SIZE, EXIT_SMAP, EXIT_VA
 from ..errors import ModelBug
 from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
-from ..mm.gup import get_user_page
 from ..mm.page_alloc import Page, put_page
+from .hva_to_pfn import hva_to_page
 from .memslot import KVM_MEMSLOT_INVALID
 from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
@@ -180,7 +180,7 @@ def _get_page(vcpu: Vcpu, gfn: Gfn, *, write: bool) -> Page | RetPf:
     slot = vcpu.memslots.find(gfn)
     if slot is None or slot.flags & KVM_MEMSLOT_INVALID:
         return RetPf.RETRY
-    page = get_user_page(vcpu.kvm.mm, slot.vpn(gfn), write)
+    page = hva_to_page(vcpu.kvm.mm, slot.vpn(gfn), write)
     if isinstance(page, VmFault):
         return kvm_handle_error_pfn(page)
     return page

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Hva
 from ..errors import KvmError
 from ..mm.fault import VmFault
-from ..mm.gup import get_user_page
 from ..mm.page_alloc import put_page
 from ..mm.uaccess import copy_from_user
+from .hva_to_pfn import hva_to_page
 from .memslot import KVM_MEMSLOT_INVALID, MemSlot
 from .mmu.page_fault import mmu_invalidate_retry_gfn
 from .mmu.pte_write import kvm_mmu_track_write
@@ -83,7 +83,7 @@ def _write_guest_page(kvm: Kvm, gfn: Gfn, offset: int, data: bytes | memoryview)
     """
     slot = _slot(kvm, gfn)
     mmu_seq = kvm.mmu_invalidate_seq
-    page = get_user_page(kvm.mm, slot.vpn(gfn), True)
+    page = hva_to_page(kvm.mm, slot.vpn(gfn), True)
     if isinstance(page, VmFault):
         raise _failed(gfn, page)
     host = kvm.mm.host

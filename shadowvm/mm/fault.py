@@ -1,8 +1,8 @@
 """The page fault of a process: what handle_mm_fault() makes of one access (mm/memory.c).
 
-Anonymous memory only: first touch, copy on write, swap-in; huge pages are in huge.py. The caller holds mmap_lock for
-reading and has checked that the area allows the access. Whoever finds under page_table_lock that the pte changed leaves
-it: the access is tried again and faults again if it must.
+Of anonymous memory: first touch, copy on write, swap-in; huge pages are in huge.py, devices in pfnmap.py. The caller
+holds mmap_lock for reading and has checked that the area allows the access. Whoever finds under page_table_lock that
+the pte changed leaves it: the access is tried again and faults again if it must.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .mmu_notifier import (
     mmu_notifier_invalidate_range_start,
 )
 from .page_alloc import Page, put_page
+from .pfnmap import pfnmap_fault
 from .pgtable import (
     HUGE_PMD,
     HWPOISON_ENTRY,
@@ -35,7 +36,7 @@ from .pgtable import (
 from .rmap import CLEAR, page_add_anon_rmap, page_add_new_anon_rmap, page_remove_rmap
 from .swap import SWAP_MAP_MAX
 from .swap_state import folio_free_swap, free_swap_cache, swapin_readahead
-from .vma import VM_WRITE, Vma
+from .vma import VM_PFNMAP, VM_WRITE, Vma
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
@@ -68,6 +69,8 @@ def handle_mm_fault(mm: MmStruct, vma: Vma, hva: Hva, write: bool, nowait: bool 
         trace_handle_mm_fault(hva, write)
     mm.host.vmstat.pgfault += 1
     vpn = Vpn(hva >> PAGE_SHIFT)
+    if vma.flags & VM_PFNMAP:
+        return NONE if pfnmap_fault(mm, vma, vpn, write) else OOM
     table = mm.pte_tables.get(vpn >> 9)
     if table is None:
         if (mm.huge_pmds or mm.host.thp is not NEVER) and handle_huge_fault(mm, vma, vpn, write) is DONE:

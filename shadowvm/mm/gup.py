@@ -13,15 +13,17 @@ from ..events import get_user_page as trace_get_user_page
 from ..x86 import PT_ACCESSED, PT_DIRTY, PT_PRESENT, PT_WRITABLE
 from .fault import MAJOR, NONE, VmFault, handle_mm_fault
 from .page_alloc import Page
-from .pgtable import ptep_set_access_flags
+from .pgtable import PTE_SPECIAL, ptep_set_access_flags
 from .pmd import huge_pte, pmdp_set_access_flags
-from .vma import VM_WRITE, find_vma
+from .vma import VM_PFNMAP, VM_WRITE, find_vma
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
 
 _MAY_WRITE = PT_PRESENT | PT_WRITABLE
 _WRITTEN = PT_ACCESSED | PT_DIRTY
+_READ_MASK, _WRITE_MASK = PT_PRESENT | PTE_SPECIAL, _MAY_WRITE | PTE_SPECIAL
+"""Behind a special pte there is no page to be had."""
 
 
 def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
@@ -35,7 +37,7 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
     index = table + (vpn & 511)
     pte = mm.q[index]
     if write:
-        if pte & _MAY_WRITE != _MAY_WRITE:
+        if pte & _WRITE_MASK != _MAY_WRITE:
             return None
         page = mm.mem_map[pte >> PAGE_SHIFT]
         page.refcount += 1
@@ -46,7 +48,7 @@ def get_user_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
         if trace_get_user_page.on:
             trace_get_user_page(mm.id, vpn, page.pfn, write)
         return page
-    if not pte & PT_PRESENT:
+    if pte & _READ_MASK != PT_PRESENT:
         return None
     page = mm.mem_map[pte >> PAGE_SHIFT]
     page.refcount += 1
@@ -76,24 +78,28 @@ def _get_huge_page_fast(mm: MmStruct, vpn: Vpn, write: bool) -> Page | None:
 def get_user_page(mm: MmStruct, vpn: Vpn, write: bool, nowait: bool = False) -> Page | VmFault:
     """The page with a reference, faulted in as needed; a VmFault (SIGSEGV, OOM) if that is not possible. May sleep.
 
+    SIGSEGV too where a device is, whose frames are no pages that could be referred to (pfnmap.py).
     With nowait (FOLL_NOWAIT) it does not wait for I/O: RETRY when that has been started or goes on already.
     """
     page = get_user_page_fast(mm, vpn, write)
     while page is None:
-        fault = fixup_user_fault(mm, Hva(vpn << PAGE_SHIFT), write, nowait)
+        fault = fixup_user_fault(mm, Hva(vpn << PAGE_SHIFT), write, nowait, refused=VM_PFNMAP)
         if fault is not NONE and fault is not MAJOR:
             return fault
         page = get_user_page_fast(mm, vpn, write)
     return page
 
 
-def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool, nowait: bool = False) -> VmFault:
-    """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM, or with nowait RETRY."""
+def fixup_user_fault(mm: MmStruct, hva: Hva, write: bool, nowait: bool = False, refused: int = 0) -> VmFault:
+    """Take mmap_lock, find the area, and fault: NONE or MAJOR, or SIGSEGV, OOM, or with nowait RETRY.
+
+    refused: flags of areas that will not do.
+    """
     lock = mm.mmap_lock
     lock.acquire_read()
     try:
         vma = find_vma(mm, hva)
-        if vma is None or (write and not vma.flags & VM_WRITE):
+        if vma is None or vma.flags & refused or (write and not vma.flags & VM_WRITE):
             return VmFault.SIGSEGV
         return handle_mm_fault(mm, vma, hva, write, nowait)
     finally:

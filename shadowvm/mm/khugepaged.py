@@ -20,7 +20,7 @@ from .page_alloc import put_page
 from .pgtable import pmd_alloc, pmdp_collapse_flush
 from .rmap import page_remove_rmap
 from .swap_state import free_swap_cache
-from .vma import find_vma
+from .vma import VM_PFNMAP, find_vma
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
@@ -47,7 +47,7 @@ def collapse_huge_page(mm: MmStruct, vpn: Vpn) -> ScanResult:
     mm.mmap_lock.acquire()
     try:
         vma = find_vma(mm, Hva(block << 21))
-        if vma is None or not vma.start <= block << 21 or vma.end < block + 1 << 21:
+        if vma is None or vma.flags & VM_PFNMAP or not vma.start <= block << 21 or vma.end < block + 1 << 21:
             return ScanResult.VMA_CHECK
         result = _scan_pmd(mm, block)
         if result is not ScanResult.SUCCEED:

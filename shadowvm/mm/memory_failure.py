@@ -93,6 +93,8 @@ def _take_page_off_buddy(host: Host, page: Page) -> MfResult:
     if first in zone.free_runs:
         zone.free_runs.remove(first)
         zone.free_list += zone.mem_map[first : first + HPAGE_PMD_NR]
+    if page not in zone.free_list:
+        return MfResult.IGNORED  # of a driver's block, which counts nothing but its first frame
     zone.free_list.remove(page)
     zone.nr_free -= 1
     zone.managed -= 1

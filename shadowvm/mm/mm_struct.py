@@ -24,11 +24,33 @@ from .mmu_notifier import (
     mmu_notifier_release,
 )
 from .page_alloc import Page, put_page
-from .pgtable import HWPOISON_ENTRY, blocks_among, free_pgtables, populated_tables, ptep_clear_flush, ptep_set_wrprotect
+from .pfnmap import Device, vma_close, vma_open
+from .pgtable import (
+    HWPOISON_ENTRY,
+    PTE_SPECIAL,
+    blocks_among,
+    free_pgtables,
+    populated_tables,
+    ptep_clear_flush,
+    ptep_set_wrprotect,
+)
 from .rmap import page_remove_rmap
 from .swap_state import free_swap_and_cache, free_swap_cache
 from .uaccess import cmpxchg_user_u64, copy_from_user, copy_to_user, read_user_u64, write_user_u64
-from .vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_WRITE, Vma, VmaList, isolate_vmas, merge_vmas, unmapped_area
+from .vma import (
+    VM_HUGEPAGE,
+    VM_IO,
+    VM_NOHUGEPAGE,
+    VM_PFNMAP,
+    VM_READ,
+    VM_SHARED,
+    VM_WRITE,
+    Vma,
+    VmaList,
+    isolate_vmas,
+    merge_vmas,
+    unmapped_area,
+)
 from .vmscan import reclaim_pages
 
 if TYPE_CHECKING:
@@ -118,8 +140,10 @@ class MmStruct:
         self.notifier_waiters: list[Task] = []
 
 
-def mmap(mm: MmStruct, length: int, writable: bool = True, align: int = HUGE_PAGE_SIZE) -> Hva:
-    """Map `length` bytes (rounded up to pages) of anonymous memory at the lowest free address."""
+def mmap(
+    mm: MmStruct, length: int, writable: bool = True, align: int = HUGE_PAGE_SIZE, device: Device | None = None
+) -> Hva:
+    """Map `length` bytes (rounded up to pages) of anonymous memory, or of a device, at the lowest free address."""
     if length <= 0:
         raise ModelBug(f"mmap of {length} bytes")
     length = length + PAGE_SIZE - 1 & -PAGE_SIZE
@@ -129,7 +153,12 @@ def mmap(mm: MmStruct, length: int, writable: bool = True, align: int = HUGE_PAG
     if end > TASK_SIZE:
         mm.mmap_lock.release()
         raise ConfigError(f"no room for {length} bytes in the address space of {mm.name}")
-    mm.vmas.insert(Vma(start, end, VM_READ | VM_WRITE if writable else VM_READ))
+    vma = Vma(start, end, VM_READ | VM_WRITE if writable else VM_READ)
+    if device is not None:
+        vma.flags |= VM_IO | VM_PFNMAP | VM_SHARED
+        vma.device, vma.pgoff = device, 0
+        vma_open(vma)
+    mm.vmas.insert(vma)
     merge_vmas(mm, start, end)
     mm.mmap_lock.release()
     return start
@@ -147,6 +176,7 @@ def munmap(mm: MmStruct, start: Hva, length: int) -> None:
     # Detached only now: a reverse map walk finds the area as long as a page of it may be mapped.
     for vma in areas:
         mm.vmas.remove(vma)
+        vma_close(vma)
     free_pgtables(mm, start, end)
     mm.mmap_lock.release()
 
@@ -171,6 +201,7 @@ def mprotect(mm: MmStruct, start: Hva, length: int, writable: bool) -> None:
 def madvise_dontneed(mm: MmStruct, start: Hva, length: int) -> None:
     """MADV_DONTNEED: throw the contents away; the next access finds zeros."""
     end = _check_range(start, length)
+    _refuse_devices(mm, start, end)
     mm.mmap_lock.acquire_read()
     split_huge_pmd_address(mm, start)
     split_huge_pmd_address(mm, end)
@@ -182,6 +213,7 @@ def madvise_dontneed(mm: MmStruct, start: Hva, length: int) -> None:
 def madvise_hugepage(mm: MmStruct, start: Hva, length: int, wanted: bool = True) -> None:
     """MADV_HUGEPAGE, MADV_NOHUGEPAGE: what faults may do from now on; pages that are there stay as they are."""
     end = _check_range(start, length)
+    _refuse_devices(mm, start, end)
     mm.mmap_lock.acquire()
     split_huge_pmd_address(mm, start)
     split_huge_pmd_address(mm, end)
@@ -194,6 +226,7 @@ def madvise_hugepage(mm: MmStruct, start: Hva, length: int, wanted: bool = True)
 def madvise_pageout(mm: MmStruct, start: Hva, length: int) -> int:
     """MADV_PAGEOUT: reclaim the pages of a range now; returns how many were freed. Raises SwapIOError."""
     end = _check_range(start, length)
+    _refuse_devices(mm, start, end)
     host = mm.host
     mm.mmap_lock.acquire_read()
     try:
@@ -222,6 +255,7 @@ def exit_mmap(mm: MmStruct) -> None:
         _zap(mm, vma.start, vma.end, MmuNotifierEvent.UNMAP)
     for vma in areas:
         mm.vmas.remove(vma)
+        vma_close(vma)
     free_pgtables(mm, MMAP_BASE, TASK_SIZE)
     host.vmstat.nr_page_table_pages -= 1
     put_page(host, mm.pgd)
@@ -233,6 +267,13 @@ def _check_range(start: Hva, length: int) -> Hva:
     if start % PAGE_SIZE or length <= 0 or length % PAGE_SIZE:
         raise ModelBug(f"range {start:#x} + {length:#x} is not a number of pages")
     return Hva(start + length)
+
+
+def _refuse_devices(mm: MmStruct, start: Hva, end: Hva) -> None:
+    """can_madv_lru_vma(): there is nothing to reclaim, to throw away or to make huge."""
+    for vma in mm.vmas.overlapping(start, end):
+        if vma.flags & VM_PFNMAP:
+            raise ConfigError(f"madvise: {vma} maps a device, whose memory is not the process's to give up")
 
 
 def _populated(mm: MmStruct, start: Hva, end: Hva) -> list[tuple[Vpn, int]]:
@@ -276,7 +317,7 @@ def _zap_pte_range(mm: MmStruct, start: Hva, end: Hva) -> None:
             if not pte & HWPOISON_ENTRY:
                 slots.append(pfn)
                 mm.rss_swap -= 1
-        elif pfn != zero_pfn:
+        elif pfn != zero_pfn and not pte & PTE_SPECIAL:
             page = mm.mem_map[pfn]
             page_remove_rmap(mm, page)
             gather.append(page)

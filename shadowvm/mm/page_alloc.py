@@ -185,6 +185,34 @@ def _rmqueue(host: Host, zeroed: bool) -> Page:
     return page
 
 
+def get_free_pages(host: Host, npages: int) -> Pfn | None:
+    """The first of `npages` frames of zeros in a row, for a driver; None: there are none above the high watermark.
+
+    Not a compound page: the first one has a reference, which stands for all; those behind it have none.
+    """
+    zone = host.zone
+    first = zone.bump
+    if first + npages > host.ram.nr_frames or zone.nr_free - npages < zone.high:
+        return None
+    zone.bump += npages
+    zone.nr_free -= npages
+    host.vmstat.pgalloc_normal += npages
+    for pfn in range(first, first + npages):
+        zone.mem_map[pfn] = Page(Pfn(pfn))
+        if mm_page_alloc.on:
+            mm_page_alloc(Pfn(pfn), 0)
+    zone.mem_map[first].refcount = 1
+    return Pfn(first)
+
+
+def free_pages(host: Host, first: Pfn, npages: int) -> None:
+    """Give back what get_free_pages() gave, whatever the counts of those behind the first say."""
+    pages = host.zone.mem_map[first : first + npages]
+    pages[0].refcount -= 1
+    for page in pages:
+        _free_page(host, page)
+
+
 def get_page(page: Page) -> None:
     """Take another reference to a page that has one."""
     if page.refcount <= 0:

@@ -26,6 +26,9 @@ HWPOISON_ENTRY = 1 << 10
 SWP_ENTRY = 1 << 9
 """Marks a pte that is not present as a swap entry: a bit that hardware ignores."""
 
+PTE_SPECIAL = 1 << 9
+"""Marks a pte that is present as one without a page to be counted: the frame is a device's (pfnmap.py)."""
+
 PAGE_READONLY = PT_PRESENT | PT_USER | PT_ACCESSED
 """Rights of a fresh mapping; x86's protections are born accessed."""
 

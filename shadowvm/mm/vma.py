@@ -15,6 +15,7 @@ from ..errors import ModelBug
 
 if TYPE_CHECKING:
     from .mm_struct import MmStruct
+    from .pfnmap import Device
     from .rmap import AnonVma
 
 VM_READ = 1
@@ -24,23 +25,26 @@ VM_SHARED = 8
 VM_HUGEPAGE = 16
 VM_NOHUGEPAGE = 32
 """What madvise() said of huge pages."""
+VM_IO, VM_PFNMAP = 64, 128
+"""Memory of a device, behind which there are frames, but no pages that could be counted (pfnmap.py)."""
 
 
 class Vma:
-    """Addresses [start, end) with one set of rights. `pgoff` is the page index of `start` in its anon_vma."""
+    """Addresses [start, end) with one set of rights. `pgoff` is the page index of `start` in its anon_vma or device."""
 
-    __slots__ = ("anon_vma", "end", "flags", "pgoff", "start")
+    __slots__ = ("anon_vma", "device", "end", "flags", "pgoff", "start")
 
     def __init__(self, start: Hva, end: Hva, flags: int, anon_vma: AnonVma | None = None) -> None:
         self.start = start
         self.end = end
         self.flags = flags
         self.anon_vma = anon_vma
+        self.device: Device | None = None
         self.pgoff = start >> PAGE_SHIFT
 
     def __repr__(self) -> str:
         rights = "".join(name if self.flags & bit else "-" for bit, name in ((1, "r"), (2, "w"), (4, "x"), (8, "s")))
-        return f"{self.start:x}-{self.end:x} {rights}"
+        return f"{self.start:x}-{self.end:x} {rights}" + (" io pf" if self.flags & VM_PFNMAP else "")
 
 
 class VmaList:
@@ -95,6 +99,9 @@ def find_vma(mm: MmStruct, address: Hva) -> Vma | None:
 def split_vma(mm: MmStruct, vma: Vma, address: Hva) -> Vma:
     """Cut an area at `address`; returns the upper part. Both keep the anon_vma: their pages don't move."""
     upper = Vma(address, vma.end, vma.flags, vma.anon_vma)
+    if vma.device is not None:
+        upper.device, upper.pgoff = vma.device, vma.pgoff + (address - vma.start >> PAGE_SHIFT)
+        vma.device.users += 1
     vma.end = address
     mm.vmas.insert(upper)
     return upper
@@ -125,7 +132,7 @@ def merge_vmas(mm: MmStruct, start: Hva, end: Hva) -> None:
 
 
 def _mergeable(lower: Vma, upper: Vma) -> bool:
-    if lower.flags != upper.flags:
+    if lower.flags != upper.flags or lower.flags & VM_PFNMAP:
         return False
     return lower.anon_vma is upper.anon_vma or lower.anon_vma is None or upper.anon_vma is None
 

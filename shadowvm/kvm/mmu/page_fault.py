@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...addr import PAGE_SHIFT, Gfn, Gva, Pfn
+from ...addr import PAGE_SHIFT, Gfn, Gva, Pfn, Vpn
 from ...events import kvm_faultin_pfn, kvm_mmu_seq_sample, kvm_mmu_set_spte, kvm_mmu_spte_requested, spte_change
 from ...mm.fault import VmFault
 from ...mm.gup import get_user_page, get_user_page_fast
@@ -31,6 +31,7 @@ from ...x86 import (
 )
 from ..apf import kvm_can_do_async_pf
 from ..async_pf import kvm_try_async_pf
+from ..hva_to_pfn import hva_to_pfn_remapped, page_of_nobody
 from ..memslot import KVM_MEM_UNCACHED, KVM_MEMSLOT_INVALID
 from ..vm import KVM_REQ_MMU_FREE_OBSOLETE_ROOTS, KVM_REQ_MMU_RELOAD
 from .guest_walker import NONPAGING_LEVEL, protect_clean_gpte, read_gpte32, walk_addr
@@ -58,6 +59,7 @@ from .spte import (
     ACC_USER_MASK,
     ACC_WRITE_MASK,
     RET_PF_CONTINUE,
+    RET_PF_EMULATE,
     RET_PF_FIXED,
     RET_PF_RETRY,
     RET_PF_SPURIOUS,
@@ -282,6 +284,8 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
             if kvm.paused:
                 return RetPf.EINTR
             slow = get_user_page(kvm.mm, vpn, write)
+        if slow is VmFault.SIGSEGV:
+            return _faultin_remapped(vcpu, fault, vpn)
         if isinstance(slow, VmFault):
             return kvm_handle_error_pfn(slow)
         page = slow
@@ -289,6 +293,22 @@ def kvm_mmu_faultin_pfn(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     fault.page = page
     if kvm_faultin_pfn.on:
         kvm_faultin_pfn(vcpu.id, fault.gfn, page.pfn, write)
+    return RET_PF_CONTINUE
+
+
+def _faultin_remapped(vcpu: Vcpu, fault: KvmPageFault, vpn: Vpn) -> RetPf:
+    """kvm_mmu_faultin_pfn() where get_user_pages finds no page: a device, or nothing. EMULATE: a store to its ROM."""
+    write = fault.error_code & PFERR_WRITE != 0
+    found = hva_to_pfn_remapped(vcpu.kvm.mm, vpn, write)
+    if isinstance(found, VmFault):
+        return kvm_handle_error_pfn(found)
+    if write and not found.writable:
+        vcpu.stat.pf_emulate += 1
+        return RET_PF_EMULATE
+    fault.map_writable = found.writable
+    fault.page = page_of_nobody(found)
+    if kvm_faultin_pfn.on:
+        kvm_faultin_pfn(vcpu.id, fault.gfn, found.pfn, write)
     return RET_PF_CONTINUE
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...addr import PAGE_SHIFT, Pfn, Vpn
 from ...events import host_pte_change, lock_release, memory_failure_event, mm_page_free, swap_writepage
 from ...mm.gup import host_pte
-from ...mm.pgtable import SWP_ENTRY
+from ...mm.pgtable import PTE_SPECIAL, SWP_ENTRY
 from ...phys import ZERO_PAGE
 from ...sync import LockRank
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_WRITABLE
@@ -70,7 +70,8 @@ class ContentRules(Rules):
                 if new:
                     self._swapped_out(at, new)
         elif new & PT_PRESENT:
-            self._mapped(at, old, _pfn(new))
+            if not new & PTE_SPECIAL:
+                self._mapped(at, old, _pfn(new))
         elif new & SWP_ENTRY:
             self._swapped_out(at, new)
         else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...addr import PAGE_SHIFT, Gfn, Pfn
 from ...events import (
+    follow_pfnmap,
     get_user_page,
     host_pte_change,
     kvm_emulate_insn,
@@ -21,6 +22,7 @@ from ...events import (
 )
 from ...kvm.mmu.spte import SPTE_HOST_WRITABLE, SPTE_MMU_PRESENT, SPTE_MMU_WRITABLE
 from ...mm.gup import host_pte
+from ...mm.pfnmap import maps_device_frame
 from ...x86 import PT_ADDR_MASK, PT_PRESENT, PT_USER, PT_WRITABLE
 from .rules import Handler, Rules
 from .shadow import Leaf, gfns_of, vpn_of
@@ -73,6 +75,7 @@ class NotifierRules(Rules):
             spte_change: self._on_spte_change,
             kvm_mmu_seq_sample: self._on_seq_sample,
             get_user_page: self._on_get_user_page,
+            follow_pfnmap: self._on_get_user_page,
             kvm_page_fault: self._on_page_fault,
             kvm_emulate_insn: self._on_emulate_insn,
             lock_acquired: self._on_lock_acquired,
@@ -103,7 +106,8 @@ class NotifierRules(Rules):
         zone = self.kvm.mm.host.zone
         for vcpu in self.kvm.vcpus:
             for pfn in cached_frames(vcpu):
-                if zone.mem_map[pfn] is not zone.zero_page and not zone.mem_map[pfn].mapcount:
+                page = zone.mem_map[pfn]
+                if page is not zone.zero_page and not page.mapcount and not maps_device_frame(self.kvm.mm, pfn):
                     self.sanitizer.fail("I3", f"vcpu {vcpu.id} caches pfn {pfn:#x}", "no host pte maps it")
 
     def finish(self) -> None:

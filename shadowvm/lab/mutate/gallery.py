@@ -11,10 +11,40 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from . import ageing, async_pf, coherence, dirty, lpage, memslot, notifier, rmap, shadow, slots, tdp, tdp_tables, unsync
+from . import (
+    ageing,
+    async_pf,
+    coherence,
+    dirty,
+    lpage,
+    memslot,
+    notifier,
+    pfnmap,
+    rmap,
+    shadow,
+    slots,
+    tdp,
+    tdp_tables,
+    unsync,
+)
 from .mutation import Mutation, Result
 
-FAMILIES = (notifier, ageing, shadow, rmap, memslot, slots, dirty, coherence, tdp, tdp_tables, unsync, async_pf, lpage)
+FAMILIES = (
+    notifier,
+    ageing,
+    shadow,
+    rmap,
+    memslot,
+    slots,
+    dirty,
+    coherence,
+    tdp,
+    tdp_tables,
+    unsync,
+    async_pf,
+    lpage,
+    pfnmap,
+)
 
 GALLERY: dict[str, Mutation] = {mutation.name: mutation for family in FAMILIES for mutation in family.MUTATIONS}
 """Every mutation by its name."""
