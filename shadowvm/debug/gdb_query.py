@@ -103,7 +103,7 @@ def _pread(session: GdbSession, text: str) -> bytes:
     if number != _FILE or offset < 0 or count < 0:
         return _EBADF
     with open(_image(session), "rb") as file:
-        file.seek(min(offset, 1 << 62))
+        file.seek(min(offset, file.seek(0, 2)))
         data = file.read(min(count, PACKET_SIZE // 4))
     return b"F%x;" % len(data) + data
 

@@ -178,6 +178,7 @@ def test_the_image_can_be_read_and_nothing_else(session: GdbSession) -> None:
     assert path.endswith(b".elf")
     assert session.answer(b"vFile:open:" + path.hex().encode() + b",0,0") == b"F5"
     assert session.answer(b"vFile:pread:5,4,0") == b"F4;\x7fELF"
+    assert session.answer(b"vFile:pread:5,4,fffffffffffffffff") == b"F0;"
     assert session.answer(b"vFile:open:" + path.hex().encode() + b",1,0") == b"F-1,d"
 
 

@@ -13,7 +13,7 @@ FUZZ = runpy.run_path(str(Path(__file__).parents[2] / "tools/fuzz_commands"))
 
 def test_lines_are_answered_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    verdicts = FUZZ["fuzz_lines"](Random(11), 250, "hello")
+    verdicts = FUZZ["fuzz_lines"](Random(11), 250, "hello", "")
     assert sum(verdicts.values()) > 240
     assert verdicts["done"] > 40
     assert len(verdicts) > 20
