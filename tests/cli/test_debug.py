@@ -7,9 +7,14 @@ import pty
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from select import select
+
+import pytest
+
+from shadowvm.cli.main import main
 
 
 def debug(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -42,57 +47,78 @@ def test_a_refused_command_is_one_line_and_status_1() -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_what_cannot_be_debugged_is_refused() -> None:
+def test_what_cannot_be_debugged_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = (["-x", "/nonexistent"], ["-icount", "off"], ["-m", "0"], ["--host-memory", "1K"])
     for arguments in (["nosuchguest"], *(["hello", *each] for each in wrong)):
-        done = debug(*arguments)
-        assert (done.returncode, done.stderr.count("\n")) == (125, 1), done.stderr
+        status = main(["debug", *arguments])
+        assert (status, capsys.readouterr().err.count("\n")) == (125, 1)
 
 
-def test_a_complaint_about_a_script_names_file_and_line(tmp_path: Path) -> None:
+def test_a_complaint_about_a_script_names_file_and_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "script"
     script.write_text("when\n\nbreak nosuch\nwhen\n")
-    done = debug("hello", "--batch", "-ex", "stepi 3", "-x", str(script))
-    assert done.returncode == 1
-    assert f"{script}:3: no tracepoint 'nosuch'" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("instruction 3, event ")
+    assert main(["debug", "hello", "--batch", "-ex", "stepi 3", "-x", str(script)]) == 1
+    said = capsys.readouterr().out
+    assert f"{script}:3: no tracepoint 'nosuch'" in said
+    assert said.splitlines()[-1].startswith("instruction 3, event ")
 
 
-def test_a_saved_machine_is_loaded_without_its_flags(tmp_path: Path) -> None:
-    path = tmp_path / "snap"
-    debug("hello", "-m", "32M", "--batch", "-ex", "until 2000", "-ex", f"savevm {path}")
-    done = debug(
-        "hello", "-loadvm", str(path), "--checkpoint-memory", "64M", "--batch", "-ex", "when", "-ex", "info mtree"
-    )
-    assert "instruction 2000" in done.stdout, done.stderr
-    assert "0000000001ffffff (prio 0, ram)" in done.stdout
-    wrong = debug("memtouch", "--loadvm", str(path))
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (125, 1)
-    assert "is a snapshot of hello, not of memtouch" in wrong.stderr
+def test_a_saved_machine_is_loaded_without_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "snap")
+    assert main(["debug", "hello", "-m", "32M", "--batch", "-ex", "until 2000", "-ex", f"savevm {path}"]) == 0
+    look = ["--checkpoint-memory", "64M", "--batch", "-ex", "when", "-ex", "info mtree"]
+    assert main(["debug", "hello", "-loadvm", path, *look]) == 0
+    said = capsys.readouterr().out
+    assert "instruction 2000" in said
+    assert "0000000001ffffff (prio 0, ram)" in said
+    assert main(["debug", "memtouch", "--loadvm", path]) == 125
+    wrong = capsys.readouterr().err
+    assert wrong.count("\n") == 1
+    assert "is a snapshot of hello, not of memtouch" in wrong
 
 
 class Terminal:
-    """`shadowvm debug` at a pty."""
+    """`shadowvm debug` at a pty. rest: what came up behind what was waited for."""
 
     def __init__(self, *arguments: str) -> None:
+        self.rest = ""
         command = [sys.executable, "-m", "shadowvm", "debug", *arguments]
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "dumb"
             os.execv(sys.executable, command)
 
-    def read_to(self, wanted: str) -> str:
-        """What comes up to this text."""
-        seen = ""
-        deadline = time.monotonic() + 30
+    def read_to(self, wanted: str, seconds: float = 30) -> str:
+        """What comes up to this text. TimeoutError: it does not come."""
+        seen = self.rest
+        deadline = time.monotonic() + seconds
         while wanted not in seen:
-            assert time.monotonic() < deadline, f"no {wanted!r} in {seen!r}"
-            if select([self.fd], [], [], 1)[0]:
+            if time.monotonic() > deadline:
+                self.rest = seen
+                raise TimeoutError(f"no {wanted!r} in {seen!r}")
+            if select([self.fd], [], [], 0.1)[0]:
                 seen += os.read(self.fd, 4096).decode()
-        return seen
+        before, _, self.rest = seen.partition(wanted)
+        return before + wanted
 
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
+
+    def command(self, text: str, answer: str) -> str:
+        """Type at the prompt, which is waited for: until it is there, somebody else echoes what is typed."""
+        self.read_to("(shadowvm) ")
+        self.type(text)
+        return self.read_to(answer)
+
+    def insist(self, texts: Sequence[str], answer: str) -> str:
+        """Type until it is answered: with Ctrl-C a terminal throws away what is under way to and from the program."""
+        for _ in range(30):
+            for text in texts:
+                self.type(text)
+                time.sleep(0.01)
+            with suppress(TimeoutError):
+                return self.read_to(answer, 1)
+        raise TimeoutError(f"no {answer!r} in {self.rest!r}")
 
     def end(self) -> int:
         """The exit status."""
@@ -105,33 +131,26 @@ class Terminal:
 
 def test_a_terminal_completes_repeats_and_interrupts() -> None:
     terminal = Terminal("memtouch", "-append", "size=32M passes=2000", "--host-memory", "48M")
+    terminal.command("stepi 5\n", "at instruction 5,")
+    terminal.command("\n", "at instruction 10,")
+    assert "1: break swap_readpage, temporary" in terminal.command("tbrea\tswap_re\t\n", "temporary")
+    terminal.command("disable\n", "disable")
+    terminal.command("b mai\t\n", "<main>")
+    terminal.command("delete\n", "delete")
     terminal.read_to("(shadowvm) ")
-    terminal.type("stepi 5\n")
-    terminal.read_to("at instruction 5,")
-    terminal.type("\n")
-    terminal.read_to("at instruction 10,")
-    terminal.type("tbrea\tswap_re\t\n")
-    assert "1: break swap_readpage, temporary" in terminal.read_to("temporary")
-    terminal.type("disable\nb mai\t\n")
-    terminal.read_to("<main>")
-    terminal.type("delete\nc\n")
-    terminal.read_to("c\r\n")
+    terminal.insist(("c\n", "\x03"), "interrupted, vCPU 0 at")
+    terminal.command("half a line", "half a line")
     terminal.type("\x03")
-    terminal.read_to("interrupted, vCPU 0 at")
-    terminal.type("half a line")
-    terminal.read_to("half a line")
-    terminal.type("\x03")
+    assert "no command" not in terminal.insist(("when\n",), "instruction ")
     terminal.read_to("(shadowvm) ")
-    terminal.type("when\n")
-    terminal.read_to("instruction ")
     terminal.type("\x04")
     assert terminal.end() == 0
 
 
-def test_a_full_screen_needs_a_terminal_and_textual() -> None:
+def test_a_full_screen_needs_a_terminal_and_textual(capsys: pytest.CaptureFixture[str]) -> None:
     for more, said in ((["-tui"], "--tui needs a terminal"), (["--tui", "--batch"], "--batch has no use for --tui")):
-        done = debug("hello", *more)
-        assert (done.returncode, done.stderr) == (125, f"shadowvm: debug: {said}\n")
+        assert main(["debug", "hello", *more]) == 125
+        assert capsys.readouterr().err == f"shadowvm: debug: {said}\n"
     without = "import sys; sys.modules['textual'] = None; from shadowvm.cli.main import main; "
     code = f"{without}sys.exit(main(['debug', 'hello', '--tui']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from threading import Timer
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,16 +11,18 @@ from shadowvm.config import MIB
 from shadowvm.debug import timeline as timeline_module
 from shadowvm.debug.position import Position
 from shadowvm.debug.target import Target
-from shadowvm.debug.timeline import Timeline
+from shadowvm.debug.timeline import FIRST_SLICE, Timeline
+from shadowvm.debug.worker import Worker, send
 from shadowvm.errors import ShadowvmError
 from shadowvm.events import REGISTRY, Tracepoint
 from tests.debug.machines import target_of
 
+SMALL = "size=2304k passes=1"
 RUNS: dict[str, dict[str, Any]] = {
-    "memtouch": {},
-    "ptchurn": {"guest": "ptchurn", "append": "pages=512 rounds=1 switches=8"},
+    "memtouch": {"append": SMALL},
+    "ptchurn": {"guest": "ptchurn", "append": "pages=256 rounds=1 switches=8"},
     "demand": {"guest": "demand", "append": "size=512k shared=256k", "seed": 7},
-    "memtouch-tdp": {"mmu": "tdp"},
+    "memtouch-tdp": {"append": SMALL, "mmu": "tdp"},
     "smp-shootdown-tdp": {
         "guest": "smp-shootdown",
         "append": "pages=64 changes=32 turn=4",
@@ -29,7 +30,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "host_memory": 2304 << 10,
         "mmu": "tdp",
     },
-    "smp-ipi": {"guest": "smp-ipi", "append": "", "smp": 2, "host_memory": 4 * MIB},
+    "smp-ipi": {"guest": "smp-ipi", "append": "rounds=20 ticks=5 restarts=1", "smp": 2, "host_memory": 4 * MIB},
     "smp-shootdown": {
         "guest": "smp-shootdown",
         "append": "pages=64 changes=32 turn=4",
@@ -38,7 +39,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "smp-counter": {
         "guest": "smp-counter",
-        "append": "count=200 locked=20 pages=450",
+        "append": "count=100 locked=10 pages=450",
         "smp": 2,
         "host_memory": 2304 << 10,
         "seed": 3,
@@ -72,6 +73,14 @@ def timeline_of() -> Iterator[Callable[..., Timeline]]:
         each.close()
 
 
+@pytest.fixture(scope="module")
+def memtouch() -> Iterator[Timeline]:
+    timeline = Timeline(target_of)
+    timeline.go()
+    yield timeline
+    timeline.close()
+
+
 def length_of(timeline: Timeline) -> Position:
     stop = timeline.go()
     assert (stop.kind, stop.text) == ("exit", "debug-exit, status 0")
@@ -91,10 +100,10 @@ def test_back_and_forward_again_is_the_same_state(name: str, timeline_of: Callab
         assert (timeline.position, timeline.call("state_hash")) == (here, state)
 
 
-def test_one_instruction_at_a_time_is_the_same_run(timeline_of: Callable[..., Timeline]) -> None:
-    timeline = timeline_of()
+def test_one_instruction_at_a_time_is_the_same_run(memtouch: Timeline) -> None:
+    timeline = memtouch
     end = length_of(timeline)
-    timeline.back(end.instructions // 2)
+    timeline.back(end.instructions // 10)
     start = timeline.position
     for number in range(1, 300):
         assert timeline.go(until=start.instructions + number).position.instructions == start.instructions + number
@@ -105,8 +114,9 @@ def test_one_instruction_at_a_time_is_the_same_run(timeline_of: Callable[..., Ti
     assert timeline.go().position == end
 
 
-def test_inside_a_fault_every_event_can_be_stood_at(timeline_of: Callable[..., Timeline]) -> None:
-    timeline = timeline_of()
+def test_inside_a_fault_every_event_can_be_stood_at(memtouch: Timeline) -> None:
+    timeline = memtouch
+    timeline.go_to(Position(0, 0))
     timeline.go(breaks=[At("kvm_page_fault")])
     first = timeline.position.events
     names = [timeline.stop.text]
@@ -116,7 +126,7 @@ def test_inside_a_fault_every_event_can_be_stood_at(timeline_of: Callable[..., T
         states.append(timeline.call("state_hash"))
     assert names[0].startswith("kvm_page_fault")
     assert any("kvm_mmu_set_spte" in name for name in names)
-    for event in range(first + 28, first - 1, -1):
+    for event in range(first + 28, first + 8, -1):
         stop = timeline.back_event()
         assert stop.position.events == event
         assert timeline.call("state_hash") == states[event - first]
@@ -140,14 +150,16 @@ def test_inside_an_access_to_a_device_too(timeline_of: Callable[..., Timeline]) 
     assert (timeline.position, timeline.call("state_hash")) == (after, later)
 
 
-def test_a_break_is_found_backwards(timeline_of: Callable[..., Timeline]) -> None:
-    timeline = timeline_of()
+def test_a_break_is_found_backwards(memtouch: Timeline) -> None:
+    timeline = memtouch
+    timeline.go_to(Position(0, 0))
     breaks = [At("mm_vmscan_write_folio")]
     hits = []
-    while (stop := timeline.go(breaks=breaks)).kind == "point":
+    for _ in range(40):
+        stop = timeline.go(breaks=breaks)
+        assert stop.kind == "point"
         hits.append((stop.position, stop.text))
-    assert len(hits) > 100
-    for position, text in reversed(hits[-6:]):
+    for position, text in reversed(hits[-4:-1]):
         stop = timeline.back_to_break(breaks)  # type: ignore[assignment]
         assert (stop.position, stop.text) == (position, text)
     assert timeline.back_to_break([At("kvm_inj_virq")]) is None
@@ -161,7 +173,7 @@ def test_checkpoints_change_nothing(timeline_of: Callable[..., Timeline], monkey
         monkeypatch.setattr(timeline_module, "SLICE_EVENTS", events)
         monkeypatch.setattr(timeline_module, "CHECKPOINT_S", 1000)
         timeline = Timeline(target_of, limit=limit, memory=memory)
-        timeline.go(until=600_000)
+        timeline.go(until=400_000)
         assert (len(timeline.checkpoints) > 10) == (limit > 1)
         found.append((timeline.position, timeline.call("state_hash")))
         timeline.seek_event(5000)
@@ -170,15 +182,23 @@ def test_checkpoints_change_nothing(timeline_of: Callable[..., Timeline], monkey
     assert found[:2] == found[2:]
 
 
-def test_a_run_and_a_way_back_can_be_interrupted(timeline_of: Callable[..., Timeline]) -> None:
-    timeline = timeline_of()
-    timeline.go()
+def test_a_run_and_a_way_back_can_be_interrupted(memtouch: Timeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes when a worker has been told to run, before or after it begins."""
+    call, timeline = Worker.call, memtouch
+
+    def call_and_interrupt(worker: Worker, method: str, *arguments: Any) -> Any:
+        if method not in ("go", "last_hit"):
+            return call(worker, method, *arguments)
+        send(worker.sock, (method, arguments))
+        timeline.interrupt()
+        return worker.result()
+
     for move in (lambda: timeline.back_to_break([At("kvm_inj_virq")]), lambda: timeline.seek_event(1 << 40)):
         timeline.go_to(Position(2_000_000, 0))
-        timer = Timer(0.05, timeline.interrupt)
-        timer.start()
-        stop = move()
-        timer.join()
+        monkeypatch.setattr(timeline, "_slice", FIRST_SLICE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "call", call_and_interrupt)
+            stop = move()
         assert stop is not None
         assert stop.kind == "interrupt"
         here, state = timeline.position, timeline.call("state_hash")
@@ -187,9 +207,9 @@ def test_a_run_and_a_way_back_can_be_interrupted(timeline_of: Callable[..., Time
         assert (timeline.position, timeline.call("state_hash")) == (here, state)
 
 
-def test_a_checkpoint_of_the_users_stays(timeline_of: Callable[..., Timeline]) -> None:
-    timeline = timeline_of()
-    timeline.go(until=123_456)
+def test_a_checkpoint_of_the_users_stays(memtouch: Timeline) -> None:
+    timeline = memtouch
+    timeline.go_to(Position(123_456, 0))
     number = timeline.keep()
     state = timeline.call("state_hash")
     timeline.go()
