@@ -90,6 +90,14 @@ def test_a_table_that_the_instruction_needs_is_written_by_emulation_once(tmp_pat
     assert emulated(run(tmp_path, source, unprotect_retry=0)) == emulated(run(tmp_path, source))
 
 
+def test_the_root_of_a_vcpu_is_kept(tmp_path: Path) -> None:
+    """It is not the current one, but the one before."""
+    other = "mov esi, 0x9000\nmov edi, 0x309000\nmov ecx, 512\nrep movsq\nmov eax, 0x309000\nmov cr3, rax\n"
+    store = f"mov eax, 0x9000\nmov cr3, rax\nadd qword [0x309ff0], 0x800\nxor eax, eax\n{EXIT}"
+    result = run(tmp_path, other + store)
+    assert emulated(run(tmp_path, other + store, unprotect_retry=0)) == emulated(result) == 1
+
+
 @pytest.mark.parametrize(
     ("code", "writes"),
     [

@@ -259,6 +259,8 @@ class ShadowRules(Rules):
             self.fail("I23", f"{where} is writable", f"the guest allows {allowed:#x}")
         if not spte & PT_NX and not allowed & 1:
             self.fail("I23", f"{where} is executable", f"the guest allows {allowed:#x}")
+        if allowed & PT_USER and not spte & (PT_USER | PT_NX) and unpack_role(sp.role).smep_andnot_wp:
+            self.fail("I23", f"{where} is executable in kernel mode", "the page is a user's, and SMEP is on")
 
     def _check_link(self, sp: KvmMmuPage, sptep: int, spte: int) -> None:
         where = f"link {spte:#x} at {sptep * 8:#x}, level {sp.level}"

@@ -27,7 +27,7 @@ KERNEL = P | W | A
 """Rights of a link."""
 DATA = P | W | A | D
 """Rights of a mapping that has been written."""
-CR0_WP = 1 << 16
+CR0_WP, CR4_SMEP = 1 << 16, 1 << 20
 MSR_EFER, EFER_NX = 0xC0000080, 1 << 11
 
 
@@ -73,6 +73,10 @@ class Code:
     def cr0(self, *, clear: int = 0, put: int = 0) -> Code:
         """Bits of CR0."""
         return self._add("0f20c025", ~clear)._add("0d", put)._add("0f22c0")
+
+    def cr4(self, put: int) -> Code:
+        """Bits of CR4."""
+        return self._add("0f20e00d", put)._add("0f22e0")
 
     def efer(self, put: int) -> Code:
         """Bits of EFER."""

@@ -5,7 +5,28 @@ from __future__ import annotations
 from ...kvm.mmu import page_fault, page_track, role, shadow
 from ...kvm.mmu.spte import make_spte
 from ...machine import Machine
-from .guest import CR0_WP, DATA, KERNEL, NX, PAGE, PAGE_PDE, PD, PDPT, PML4, PS, TABLE, A, Code, D, P, U, W
+from .guest import (
+    CR0_WP,
+    CR4_SMEP,
+    DATA,
+    EFER_NX,
+    KERNEL,
+    NX,
+    PAGE,
+    PAGE_PDE,
+    PD,
+    PDPT,
+    PML4,
+    PS,
+    RET,
+    TABLE,
+    A,
+    Code,
+    D,
+    P,
+    U,
+    W,
+)
 from .mutation import Mutation
 from .patch import Edit
 from .scenario import Scenario
@@ -33,20 +54,27 @@ CLEAN_LARGE_PAGE = Scenario(
 )
 """A large page is read while it is clean, and then written."""
 
-USER_PAGE = Scenario(
-    Code()
-    .store(PML4, PDPT | KERNEL | U)
-    .store(PDPT, PD | KERNEL | U)
-    .store(PAGE_PDE, TABLE | KERNEL | U)
-    .store(TABLE, PAGE | P | U | A | D)
-    .reload_cr3()
-    .cr0(clear=CR0_WP)
-    .load(PAGE)
-    .store(PAGE, 7)
-    .expect(PAGE, 7)
-    .exit()
-)
+
+def _user_page(code: Code) -> Scenario:
+    return Scenario(
+        code.store(PML4, PDPT | KERNEL | U)
+        .store(PDPT, PD | KERNEL | U)
+        .store(PAGE_PDE, TABLE | KERNEL | U)
+        .store(TABLE, PAGE | P | U | A | D)
+        .reload_cr3()
+        .cr0(clear=CR0_WP)
+        .load(PAGE)
+        .store(PAGE, 7)
+        .expect(PAGE, 7)
+        .exit()
+    )
+
+
+USER_PAGE = _user_page(Code())
 """With CR0.WP = 0 the kernel stores to a page that is read-only, and the user's."""
+
+SMEP = _user_page(Code().cr4(CR4_SMEP))
+"""So it does while it may not execute the user's pages."""
 
 WP_TOGGLED = Scenario(
     Code()
@@ -68,6 +96,20 @@ DATA_PAGE = Scenario(
     Code().store(TABLE, PAGE | DATA | NX).store(PAGE_PDE, TABLE | KERNEL).reload_cr3().store(PAGE, 7).exit()
 )
 """A page that is not executable."""
+
+CLEAN_CODE = Scenario(
+    Code()
+    .efer(EFER_NX)
+    .store(TABLE, PAGE | DATA | NX)
+    .store(PAGE_PDE, TABLE | KERNEL)
+    .reload_cr3()
+    .store(PAGE, RET)
+    .store(TABLE, PAGE | KERNEL)
+    .call(PAGE)
+    .expect(PAGE, RET)
+    .exit()
+)
+"""A page that was written becomes executable, for which no flush is owed, and clean."""
 
 TABLE_IN_USE = Scenario(
     Code()
@@ -133,6 +175,20 @@ MUTATIONS = (
         USER_PAGE,
     ),
     Mutation(
+        "cr0-wp-keeps-exec",
+        "69325a122580",
+        "the spte with which the kernel may write a user's page lets the kernel execute it, which SMEP forbids",
+        ("I23",),
+        (
+            Edit(
+                page_fault._cr0_wp_clear_access,
+                "return access & ~ACC_EXEC_MASK if vcpu.cr4 & CR4_SMEP else access",
+                "return access",
+            ),
+        ),
+        SMEP,
+    ),
+    Mutation(
         "cr0-wp-not-in-role",
         "69325a122580",
         "CR0.WP is set, and sptes of before go on, with which the kernel may write what is read-only",
@@ -191,6 +247,20 @@ MUTATIONS = (
         ("I18", "I16"),
         (Edit(shadow.kvm_mmu_commit_zap_page, "    kvm.flush_remote_tlbs()\n", ""),),
         FEW_SHADOW_PAGES,
+    ),
+    Mutation(
+        "narrowed-without-flush",
+        "",
+        "a fault takes the right to write from an spte, and TLBs keep it",
+        ("I16",),
+        (
+            Edit(
+                page_fault.mmu_set_spte,
+                "    if old & SPTE_MMU_WRITABLE and not spte & SPTE_MMU_WRITABLE:\n        kvm.flush_remote_tlbs()\n",
+                "",
+            ),
+        ),
+        CLEAN_CODE,
     ),
     Mutation(
         "table-not-write-protected",

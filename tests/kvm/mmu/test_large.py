@@ -250,6 +250,23 @@ def test_a_log_that_is_full_at_first_protects_a_large_page_when_it_is_cleared(tm
     assert (kept, cleared, pages) == (PT_WRITABLE, 0, [5])
 
 
+@EACH
+def test_a_log_that_is_full_at_first_splits_a_large_page_when_it_is_cleared(tmp_path: Path, mmu: str) -> None:
+    """eager_page_split: before any store waits for it, and the large page beside it stays."""
+    far = f"mov dword [{EXTRA + HUGE_PAGE_SIZE:#x}], 7\n"
+    machine, hva = machine_with(tmp_path, STORE + far, LOAD, mmu=mmu)
+    machine.kvm.manual_dirty_log_protect = ManualProtect.ENABLE | ManualProtect.INITIALLY_SET
+    stat = machine.kvm.stat
+
+    def clear() -> tuple[int, int]:
+        log(machine, hva)
+        before = stat.pages_2m, stat.pages_4k
+        kvm_clear_dirty_log(machine.kvm, SLOT, 0, 64, b"\xff" * 8)
+        return stat.pages_2m - before[0], stat.pages_4k - before[1]
+
+    assert run_steps(machine, clear, lambda: large(machine))[0] == (-1, 512)
+
+
 def test_splitting_stops_where_shadow_pages_run_out(tmp_path: Path) -> None:
     machine, hva = machine_with(tmp_path, STORE, STORE)
 

@@ -90,13 +90,15 @@ def rights(spte: int) -> str:
         (RWX, BASE | 0x43, ("rwx", ""), 1),
         (RWX, BASE | RWX | 1 << 45, ("rwx", ""), 1),
         (RWX, BASE + 0x1000 | RWX, ("rwx", ""), 1),
+        (RWX, BASE | RWX | 1 << 59, ("rwx", "rwx"), 1),
+        (RWX | 3 << 59, BASE | RWX | 1 << 59, ("rwx", "rwx"), 1),
     ],
-    ids="same read-only clean nx writable executable absent unused reserved moved".split(),
+    ids="same read-only clean nx writable executable absent unused reserved moved key other-key".split(),
 )
 def test_an_spte_becomes_what_its_entry_allows(
     tmp_path: Path, before: int, after: int, change: tuple[str, str] | None, flushes: int
 ) -> None:
-    """TLBs are flushed where a right is taken away."""
+    """TLBs are flushed where a right is taken away, or may be: by another protection key."""
     synced = sync(tmp_path, before, after)
     changes = [(rights(old), rights(new)) for old, new in synced.changes]
     assert changes == ([] if change is None else [change])
