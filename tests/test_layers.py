@@ -76,7 +76,6 @@ WITHOUT_TEST = {
     "kvm/mmu/direct_page_fault.py": "kvm/mmu/test_tdp_mmu.py and kvm/mmu/test_fast_page_fault.py",
     "kvm/mmu/tdp_spte.py": "kvm/mmu/test_tdp_mmu.py",
     "kvm/mmu/page_track.py": "lab/test_mutations.py",
-    "kvm/mmu/pte_write.py": "flows/ and lab/test_mutations.py",
     "kvm/emulate.py": "flows/ and lab/test_mutations.py",
     "kvm/notifier.py": "flows/ and lab/test_mutations.py",
     "kvm/handle_exit.py": "flows/ and cli/test_run.py",
