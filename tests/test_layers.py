@@ -60,7 +60,6 @@ WITHOUT_TEST = {
     "debug/gdb_memory.py": "debug/test_gdbstub.py",
     "debug/gdb_query.py": "debug/test_gdbstub.py",
     "debug/gdb_resume.py": "debug/test_gdbstub.py",
-    "debug/poke.py": "debug/test_gdbstub.py",
     "debug/threads.py": "debug/test_gdbstub.py",
     "debug/position.py": "debug/test_timeline.py",
     "debug/target.py": "debug/test_timeline.py",

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from .position import Stop
     from .timeline import Timeline
 
+ALIASES = {"pc": "rip", "sp": "rsp", "fp": "rbp", "eflags": "rflags"}
+"""What gdb calls registers."""
+
+
+def register_name(text: str) -> str:
+    """Of `$REG`, as the views name it."""
+    name = text.removeprefix("$").lower()
+    return ALIASES.get(name, name)
+
 
 class Monitor:
     """A session. vcpu: the CPU that is looked at, None for the one that runs. done: the user has had enough."""
@@ -52,7 +61,7 @@ class Monitor:
         def lookup(name: str) -> int:
             if not registers:
                 registers.update(self.timeline.call("view", "registers", self.vcpu))
-            value = registers.get(name.removeprefix("$").lower())
+            value = registers.get(register_name(name))
             if value is None:
                 value = self.symbol(name)
             if value is None:
@@ -60,6 +69,13 @@ class Monitor:
             return value
 
         return evaluate(text, lookup)
+
+    def write_register(self, text: str, value: int) -> None:
+        """Write `$REG` of the current vCPU. ShadowvmError: there is none, or it does not take that."""
+        name = register_name(text)
+        if name not in self.timeline.call("view", "registers", self.vcpu):
+            raise ConfigError(f"there is no register '{text}'")
+        self.timeline.write("register", self.vcpu, name, value)
 
     def symbol(self, name: str) -> int | None:
         """The address of a symbol of the guest."""

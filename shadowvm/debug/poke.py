@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva
 from ..cpu.registers import GENERAL
-from ..cpu.segments import FS, GS, Segment
+from ..cpu.segments import FS, GS, SEGMENTS, Segment
 from ..errors import ConfigError, KvmError
 from ..kvm.guest_memory import kvm_write_guest
+from ..kvm.intercept import kvm_set_cr
 from ..kvm.memslot import KVM_MEM_READONLY
+from ..kvm.msr import IA32_EFER, kvm_set_msr
+from ..kvm.vm import KVM_REQ_MMU_RELOAD, KVM_REQ_TLB_FLUSH
+from ..x86 import CR0_PE
 from .peek import guest_walk, vcpu_of
 from .views import registers
 
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 WRITABLE_FLAGS = 0x24_7FD5
 """CF to NT, AC, ID: not VM, RF and the like."""
+CONTROL = {"cr0": 0, "cr3": 3, "cr4": 4, "cr8": 8}
 MAX_BYTES = 1 << 16
 
 
@@ -64,7 +69,37 @@ def write_register(target: Target, number: int | None, name: str, value: int) ->
     elif name == "cr2":
         engine.cr2 = value
     elif registers(target, number).get(name) != value:
+        _write_system(target, vcpu, name, value)
+
+
+def _write_system(target: Target, vcpu: Vcpu, name: str, value: int) -> None:
+    """What decides about addresses: of the vCPU that stands here alone, since another may be amid a fault."""
+    if vcpu is not target.machine.kvm.loaded:
+        raise ConfigError(f"{name} of vCPU {vcpu.id} can be written where that one is next to run: step it first")
+    if name in SEGMENTS:
+        _write_selector(vcpu, name, value)
+        return
+    if name == "efer":
+        done = kvm_set_msr(vcpu, IA32_EFER, value)
+    elif name in CONTROL:
+        done = kvm_set_cr(vcpu, CONTROL[name], value)
+    else:
         raise ConfigError(f"{name} is not written from outside")
+    if not done:
+        raise ConfigError(f"{name} does not take {value:#x}: to the guest it would be #GP")
+    if name != "cr8":  # __set_sregs(): the MMU is set up anew before the entry
+        vcpu.requests |= KVM_REQ_MMU_RELOAD | KVM_REQ_TLB_FLUSH
+
+
+def _write_selector(vcpu: Vcpu, name: str, value: int) -> None:
+    """In real mode, where it is the base; else it takes a descriptor, which only the guest loads."""
+    engine = vcpu.engine
+    if engine.cr0 & CR0_PE:
+        raise ConfigError(f"{name} is not written from outside in protected mode, only by the guest")
+    if value >> 16:
+        raise ConfigError(f"{name} has 16 bits")
+    old = engine.segment(SEGMENTS[name])
+    engine.set_segment(SEGMENTS[name], Segment(value, value << 4, old.limit, old.flags))
 
 
 def write_virtual(target: Target, number: int | None, gva: int, data: str) -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 MAX_STEPS = 10_000
 """Of one step()."""
+_ONLY_STOP: tuple[str, tuple[Any, ...]] = ("", ())
 HISTORY = 4096
 """Events that are remembered, for the story of the last fault."""
 
@@ -167,6 +168,13 @@ class Target:
             raise refusal
         return self.stop, self.inputs
 
+    def go_past_inputs(self, number: int) -> Stop:
+        """To where so many inputs have been written, which is before the next instruction."""
+        while self._applied < number and self.outcome is None and not self.interrupted:
+            self._errand, self._on_hit = _ONLY_STOP, lambda stop: None
+            self._go(0, 0, ())
+        return self.stop
+
     def set_inputs(self, inputs: list[Input]) -> None:
         """What is written on the way from here on, and what has been so far."""
         self.inputs = inputs
@@ -283,14 +291,20 @@ class Target:
             vcpu.engine.breakpoints.set(self._addresses)
         while self._errand is not None:
             (method, arguments), self._errand = self._errand, None
-            new = Input(kvm.instructions, self.events, vcpu.id, vcpu.engine.linear_rip, method, arguments)
-            self._refusal = perform(self, method, arguments)
-            if self._refusal is None:
-                self.inputs = [*self.inputs[: self._applied], new]
-                self._applied += 1
-                done = -1
+            if method:
+                done = min(done, self._perform(vcpu, method, arguments))
             self._stand_still(self.stop._replace(position=Position(kvm.instructions, self.events)))
         return self._applied > done and bool(vcpu.requests or kvm.loaded is not vcpu)
+
+    def _perform(self, vcpu: Vcpu, method: str, arguments: tuple[Any, ...]) -> int:
+        """Write, and remember that unless it is refused; how many had been written before."""
+        new = Input(vcpu.kvm.instructions, self.events, vcpu.id, vcpu.engine.linear_rip, method, arguments)
+        before = self._applied
+        self._refusal = perform(self, method, arguments)
+        if self._refusal is None:
+            self.inputs = [*self.inputs[:before], new]
+            self._applied += 1
+        return before
 
     def _is_there(self, instructions: int) -> bool:
         """At the position that was asked for, or past it."""

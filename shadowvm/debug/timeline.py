@@ -155,6 +155,13 @@ class Timeline:
                 return self.stop
             self._checkpoint()
         self._moved(self._run(self.worker, "go_to", where))
+        return self.stop if where.instructions else self._begin()
+
+    def _begin(self) -> Stop:
+        """At the start of the run: what is written before the first instruction has been."""
+        first = sum(not each.instructions for each in self.inputs)
+        if first and not self.position.instructions:
+            self._moved(self._run(self.worker, "go_past_inputs", first))
         return self.stop
 
     def _go_inside(self, where: Position) -> Stop:
@@ -234,6 +241,7 @@ class Timeline:
                 return self.stop
             end = checkpoint.position
         self._restore(self._automatic.first)
+        self._begin()
         return None
 
     def _before_hit(self, hit: Stop) -> Checkpoint:

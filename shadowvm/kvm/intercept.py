@@ -40,10 +40,19 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
         value &= _LOW
     if kvm_cr.on:
         kvm_cr(register, value)
+    if not kvm_set_cr(vcpu, register, value):
+        return inject_gp(vcpu)
+    engine.skip_instruction()
+    return None
+
+
+def kvm_set_cr(vcpu: Vcpu, register: int, value: int) -> bool:
+    """Load CR0, CR3, CR4 or CR8 as MOV does; False, and nothing has changed, for what that refuses."""
+    engine = vcpu.engine
     if register == 0:
         value &= ~CR0_RESERVED
     if not _may_load(vcpu, register, value) or not _load_pdptrs(vcpu, register, value):
-        return inject_gp(vcpu)
+        return False
     if register == 0:
         engine.cr0 = value
     elif register == 3:
@@ -58,8 +67,7 @@ def exit_cr_write(vcpu: Vcpu) -> KvmRun | None:
         if vcpu.irq is not None:
             vcpu.irq.chip.cr8 = value
             vcpu.irq.check = True
-    engine.skip_instruction()
-    return None
+    return True
 
 
 def _load_pdptrs(vcpu: Vcpu, register: int, value: int) -> bool:

@@ -6,7 +6,7 @@ from inspect import cleandoc
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from . import Command, Lines, calls, info, look, points, run, travel
+from . import Command, Lines, calls, info, look, points, run, travel, write
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
@@ -47,6 +47,7 @@ GROUPS: dict[str, dict[str, Command]] = {
     "time travel": travel.COMMANDS,
     "where to stop": points.COMMANDS,
     "looking": look.COMMANDS,
+    "writing": write.COMMANDS,
     "lists": info.COMMANDS,
     "this session": {**dict.fromkeys(("help", "h", "?"), _help), **dict.fromkeys(("quit", "q"), _quit)},
 }
