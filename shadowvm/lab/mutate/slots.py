@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from ...addr import PAGE_SIZE
+from ...events import kvm_page_fault
 from ...kvm import dirty, dirty_ring, dirty_ring_reset
 from ...kvm.dirty import ManualProtect, kvm_clear_dirty_log, kvm_get_dirty_log
 from ...kvm.dirty_ring import kvm_enable_dirty_log_ring
@@ -16,11 +17,12 @@ from ...machine import Machine
 from ...mm.mm_struct import mmap
 from ...mm.uaccess import copy_to_user
 from ...params import KvmParams
+from ...x86 import PFERR_RSVD
 from . import host
 from .guest import DATA, KERNEL, PAGE, PAGE_PDE, TABLE, A, Code, P, W
 from .mutation import Mutation
 from .patch import Edit
-from .scenario import Action, Scenario
+from .scenario import Action, Meanwhile, Scenario
 
 NOWHERE = 0x6000_0000
 LOG = partial(host.log_dirty, gpa=PAGE)
@@ -65,6 +67,10 @@ def harvest_rings(machine: Machine) -> None:
     for vcpu in machine.kvm.vcpus:
         dirty_ring_entries(vcpu)
     reset_dirty_rings(machine.kvm)
+
+
+def _is_mmio_fault(machine: Machine, vcpu_id: int, rip: int, gva: int, error_code: int) -> bool:
+    return error_code & PFERR_RSVD != 0
 
 
 def _appears(action: Action) -> Scenario:
@@ -115,6 +121,23 @@ MUTATIONS = (
         (Edit(mmio_fault.check_mmio_spte, "return kvm_gen == spte_gen", "return True"),),
         Scenario(
             Code().load(host.EXTRA).host(0).store(host.EXTRA, 7).expect(host.EXTRA, 7).exit(), actions=(host.add_slot,)
+        ),
+    ),
+    Mutation(
+        "mmio-used-during-update",
+        "",
+        "an mmio spte is believed while an update of the slots is under way, of which the generation does not tell yet",
+        ("I32",),
+        (
+            Edit(
+                mmio_fault.check_mmio_spte,
+                "if generation & KVM_MEMSLOT_GEN_UPDATE_IN_PROGRESS:",
+                "if False:",
+            ),
+        ),
+        Scenario(
+            Code().load(host.EXTRA).load(host.EXTRA).store(host.EXTRA, 7).expect(host.EXTRA, 7).exit(),
+            actors=(Meanwhile(kvm_page_fault, host.add_slot, when=_is_mmio_fault),),
         ),
     ),
     Mutation(
