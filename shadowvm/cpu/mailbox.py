@@ -118,6 +118,8 @@ NESTED = _next()
 NESTED_AD = _next()
 """Nested entries get A and D bits."""
 GPA_MASK = _next()
+ROM_START, ROM_END = _next(), _next()
+"""Guest-physical addresses [start, end): tables of the guest in there get no A and D bits."""
 RSVD_ADDR = _next()
 RSVD_1G = _next()
 RSVD_4M = _next()

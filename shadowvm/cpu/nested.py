@@ -19,7 +19,8 @@ LOW32, FRAME32, MASK64, SIGN = 0xFFFF_FFFF, 0xFFFF_F000, (1 << 64) - 1, 1 << 63
 
 
 class GuestPaging(NamedTuple):
-    """What the walk of the guest's tables goes by: registers, PAE pointers, the CPU model, the A20 gate."""
+    """What the walk of the guest's tables goes by: registers, PAE pointers, the CPU model, the A20 gate, and where the
+    tables stay unmarked."""
 
     cr0: int
     cr3: int
@@ -31,6 +32,7 @@ class GuestPaging(NamedTuple):
     gigabyte: bool = True
     pse36: bool = True
     gpa_mask: int = -1
+    rom: tuple[int, int] = (0, 0)
 
     @property
     def long_mode(self) -> bool:
@@ -192,7 +194,7 @@ def _guest_walk(
     allowed = _allowed(guest, value, rights, nx, access, mmu_idx)
     if isinstance(allowed, GuestFault):
         return allowed
-    failed = _mark(nested, used, access)
+    failed = _mark(nested, guest, used, access)
     if failed is not None:
         return failed
     return page._replace(writable=allowed and (access == WRITE or bool(value & D)))
@@ -245,12 +247,12 @@ def _allowed(guest: GuestPaging, value: int, rights: int, nx: bool, access: int,
     return bool(rights & W) and may_write
 
 
-def _mark(nested: NestedTable, used: list[Entry], access: int) -> NestedFault | None:
-    """Set A in the entries used and D in the leaf of a write; each is a nested write."""
+def _mark(nested: NestedTable, guest: GuestPaging, used: list[Entry], access: int) -> NestedFault | None:
+    """Set A in the entries used and D in the leaf of a write, but in ROM; each is a nested write."""
     for entry in used:
         bits = A | D if entry is used[-1] and access == WRITE else A
         low = nested.ram.b[entry.hpa]
-        if low & bits != bits:
+        if low & bits != bits and not guest.rom[0] <= entry.gpa < guest.rom[1]:
             found = nested.walk(entry.gpa, WRITE, final=False)
             if isinstance(found, NestedFault):
                 return found

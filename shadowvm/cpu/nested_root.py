@@ -109,6 +109,15 @@ class NestedPaging:
     def gpa_mask(self, mask: int) -> None:
         self._box[mb.GPA_MASK] = mask & MASK64
 
+    @property
+    def rom(self) -> tuple[int, int]:
+        """Guest-physical addresses [start, end) where walks leave the guest's tables unmarked; at first none."""
+        return self._box[mb.ROM_START], self._box[mb.ROM_END]
+
+    @rom.setter
+    def rom(self, addresses: tuple[int, int]) -> None:
+        self._box[mb.ROM_START], self._box[mb.ROM_END] = addresses
+
     def look(self, cpu: Registers, ram: Ram, va: Gva) -> Hpa | None:
         """Where a data access to `va` goes, whatever the rights; None if nowhere. Marks nothing."""
         box = self._box

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..addr import PAGE_SHIFT, PAGE_SIZE, Gfn, Gpa, Gva, Pfn
 from ..cpu.engine import FETCH, CpuExit, Event
-from ..cpu.mailbox import EXIT_ACCESS, EXIT_GPA, EXIT_SIZE, EXIT_SMAP, EXIT_VA
+from ..cpu.mailbox import EXIT_ACCESS, EXIT_FINAL, EXIT_GPA, EXIT_SIZE, EXIT_SMAP, EXIT_VA
 from ..errors import ModelBug
 from ..events import kvm_emulate_insn
 from ..mm.fault import VmFault
@@ -91,6 +91,23 @@ def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) 
     return ret, reason
 
 
+def emulate_unmarked(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[RetPf, int]:
+    """Execute the instruction at RIP, whose access to `gva` would mark a guest's table in ROM, which stays as it is.
+
+    The CPU cannot walk such tables by itself. KVM's emulator walks them in software, and there the marks are skipped
+    (pte_writable in paging_tmpl.h). vcpu.walker.gfn is the table's. Result and `event` as of emulate_write().
+    """
+    slot = vcpu.memslots.find(vcpu.walker.gfn)
+    assert slot is not None, "the table has been read"
+    engine = vcpu.engine
+    engine.nested.rom = slot.base_gfn << PAGE_SHIFT, slot.end_gfn << PAGE_SHIFT
+    try:
+        return emulate_write(vcpu, gva, RetPf.RETRY, event)
+    finally:
+        engine.nested.rom = 0, 0
+        engine.flush_tlb()  # the next access has to mark, too
+
+
 def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
     """Execute the instruction at RIP, which accesses a device at frame vcpu.walker.gfn; as emulate_write().
 
@@ -149,6 +166,8 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, win
             ret = kvm_mmu_page_fault(vcpu, gva, vcpu.pferr())
         else:
             ret = kvm_tdp_page_fault(vcpu, Gpa(engine.box[EXIT_GPA]), ept_error_code(engine.box))
+            if ret is RET_PF_EMULATE and not engine.box[EXIT_FINAL]:
+                return ret, CpuExit.WALK_FAULT  # a table in another ROM, or nowhere
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 

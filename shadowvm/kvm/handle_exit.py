@@ -39,7 +39,7 @@ from ..x86 import (
     SS_VECTOR,
 )
 from .cr import load_pdptrs
-from .emulate import emulate_mmio, emulate_write
+from .emulate import emulate_mmio, emulate_unmarked, emulate_write
 from .exit import ExitReason, InternalError, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_invlpg, exit_msr_read, exit_msr_write
@@ -124,8 +124,7 @@ def handle_ept_violation(vcpu: Vcpu) -> KvmRun | None:
 def _no_guest_table(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun | None:
     """One of the guest's own tables is where no memory is, which reads as not present; or it is in ROM."""
     if vcpu.slot_of_walk():
-        text = f"gva {gva:#x}: a page table in ROM wants its A or D bit set"
-        return KvmRun(ExitReason.INTERNAL_ERROR, text, suberror=InternalError.EMULATION)
+        return _emulated(vcpu, *emulate_unmarked(vcpu, gva, interrupted))
     engine = vcpu.engine
     error_code = PFERR_USER if engine.box[EXIT_USER] else 0
     if engine.box[EXIT_STORE]:

@@ -99,6 +99,7 @@ def choose_guest(rng: random.Random, mode: str) -> GuestPaging:
         rng.random() < 0.7,
         rng.random() < 0.7,
         -1 if rng.random() < 0.7 else ~(1 << 20),
+        (0, 0) if rng.random() < 0.7 else (rng.getrandbits(32), 1 << 32),
     )
 
 
@@ -112,6 +113,7 @@ def load_guest(machine: Machine, guest: GuestPaging) -> None:
     engine.load_pdptrs(guest.cr3, guest.pdptrs)
     engine.nested.set_features(guest.maxphyaddr, gigabyte=guest.gigabyte, pse36=guest.pse36)
     engine.nested.gpa_mask = guest.gpa_mask
+    engine.nested.rom = guest.rom
 
 
 def native_walk(machine: Machine, va: int, access: int, mmu_idx: int) -> Outcome | int:

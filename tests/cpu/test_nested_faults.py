@@ -128,6 +128,18 @@ def test_setting_accessed_or_dirty_is_a_nested_write(machine: NestedMachine, sou
     assert machine.ram.q[at] & bits == bits
 
 
+@pytest.mark.parametrize(("first", "last", "ends"), [(0, 8, True), (0, 0, False), (8, 16, False)])
+def test_in_rom_nothing_is_marked_and_no_nested_write_made(
+    machine: NestedMachine, first: int, last: int, ends: bool
+) -> None:
+    at = machine.guest_at(DATA)
+    machine.ram.q[at] = PAGE | FULL
+    machine.ram.q[machine.nested_at(at << 3)] &= ~W
+    machine.engine.nested.rom = (at << 3) + first, (at << 3) + last
+    assert start(machine, "mov [0x200000],rax\n hlt") == (CpuExit.HLT if ends else CpuExit.EPT_VIOLATION)
+    assert machine.ram.q[at] & (A | D) == 0
+
+
 def test_entries_that_are_marked_already_need_no_nested_write(machine: NestedMachine) -> None:
     at = machine.guest_at(DATA)
     machine.ram.q[at] |= A | D

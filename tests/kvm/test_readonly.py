@@ -95,15 +95,41 @@ def test_a_rom_beside_memory_in_one_large_page(tmp_path: Path) -> None:
     assert machine.vcpu.stat.pf_taken < 40
 
 
-def test_page_tables_in_rom_are_read_and_get_no_accessed_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+def test_page_tables_in_rom_are_read_and_get_no_accessed_bit(tmp_path: Path, mmu: str) -> None:
     """The page directory entry of 6 MiB names a page table in ROM, whose first entry has neither A nor D."""
     table = f"mov qword [0xb018], {EXTRA | 0x23:#x}\nmov rax, cr3\nmov cr3, rax\n"
     use = f"mov eax, [0x600000]\nmov dword [0x600000], 7\nmov eax, [0x400000]\nsub eax, 7\nmov ebx, [{EXTRA:#x}]\n"
-    machine = machine_for(tmp_path, f"{table}{use}sub ebx, 0x400003\nor eax, ebx\n{EXIT}")
+    machine = machine_for(tmp_path, f"{table}{use}sub ebx, 0x400003\nor eax, ebx\n{EXIT}", mmu=mmu)
     add_rom(machine, (0x400003).to_bytes(8, "little"))
     outcome = machine.run()
     machine.close()
-    assert outcome.status == 0
+    assert (outcome.status, outcome.text) == (0, "")
+
+
+IN_ROM = {
+    "a string": "mov esi, 0x600000\nmov edi, 0x600800\nmov ecx, 3\nrep movsq\nmov eax, [0x400810]\nsub eax, 3",
+    "code": "mov dword [0x400000], 0xc3c03148\nmov eax, 0x600000\ncall rax",
+    "a stack": "mov eax, esp\nmov esp, 0x600ff8\npush 5\npop rbx\nmov esp, eax\nlea eax, [rbx - 5]",
+    "a refused store": f"{gate(14)}mov dword [0x601000], 7\nhandler: mov rax, cr2\nsub eax, 0x601000",
+    "an event": f"{gate(6)}mov esp, 0x600800\nud2\nhandler: xor eax, eax",
+    "a read-modify-write": "lock inc qword [0x600010]\nmov eax, [0x400010]\nsub eax, 4",
+    "a device": "mov eax, [0x602000]\ninc eax",
+}
+
+
+@pytest.mark.parametrize("mmu", ["shadow", "tdp"])
+@pytest.mark.parametrize("source", IN_ROM.values(), ids=IN_ROM)
+def test_whatever_is_done_by_page_tables_in_rom(tmp_path: Path, source: str, mmu: str) -> None:
+    """6 MiB is 4 MiB; the next page is read-only, and the one after it is where no memory is."""
+    words = "".join(f"mov qword [{0x400000 + 8 * n:#x}], {n + 1}\n" for n in range(4))
+    start = (
+        f"mov qword [0xb018], {EXTRA | 0x23:#x}\nmov rax, cr3\nmov cr3, rax\nmov rax, cr0\nbts eax, 16\nmov cr0, rax\n"
+    )
+    machine = machine_for(tmp_path, f"{words}{start}{source}\n{EXIT}", mmu=mmu)
+    entries = (0x400003, 0x401001, 0x6000_0003)
+    add_rom(machine, b"".join(entry.to_bytes(8, "little") for entry in entries))
+    assert run_with(machine, lambda: None) == 0
 
 
 @pytest.mark.parametrize("mmu", ["shadow", "tdp"])

@@ -167,14 +167,15 @@ def page_gpa(entry, va, size, width):
 
 @inline
 def mark_guest(box, top, level, access):
-    """Set A in the guest's entries from `top` to the leaf's `level`, and D in the leaf of a write. Each is a nested
-    write. 0, or minus the exit."""
+    """Set A in the guest's entries from `top` to the leaf's `level`, and D in the leaf of a write, but in what is
+    declared ROM. Each is a nested write. 0, or minus the exit."""
     for each in range(top, level - 1, -1):
         at = get(box, mb.TABLE_AT + each)
         bits = A | D if each == level and access == WRITE else A
         entry = ld32(at)
-        if entry & bits != bits:
-            found = nested(box, get(box, mb.TABLE_GPA + each), rights_of.WRITE)
+        gpa = get(box, mb.TABLE_GPA + each)
+        if entry & bits != bits and (gpa < get(box, mb.ROM_START) or gpa >= get(box, mb.ROM_END)):
+            found = nested(box, gpa, rights_of.WRITE)
             if found < 0:
                 return found
             st32(at, entry | bits)
