@@ -19,6 +19,7 @@ ROWS += [
     "spte-fault",
     "fault-1g",
     "fault-4g",
+    "fault-4g-tdp",
     "resident",
     "swap-file",
     "swap",

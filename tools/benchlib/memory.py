@@ -24,9 +24,13 @@ from shadowvm.params import KvmParams
 from .marks import MARK_PORT, WITHOUT_EVENTS, StopMarks
 from .table import Row
 
-BIG = {"fault-1g": (1024 * MIB, 128 * MIB), "fault-4g": (4096 * MIB, 256 * MIB)}
-"""Guest memory of a row, and when there is little time. Five eighths are touched: of 4 GiB, what is below the hole."""
-NAMES = ("spte-fault", *BIG, "resident")
+BIG = {
+    "shadow": {"fault-1g": (1024 * MIB, 128 * MIB), "fault-4g": (4096 * MIB, 256 * MIB)},
+    "tdp": {"fault-4g-tdp": (4096 * MIB, 128 * MIB)},
+}
+"""By MMU: guest memory of a row, and when there is little time. Five eighths are touched: of 4 GiB, what is below the
+hole."""
+NAMES = ("spte-fault", *BIG["shadow"], *BIG["tdp"], "resident")
 FAULT_GOAL, FLAT_GOAL = 4, 1.2
 KERNEL_FAULT_PAGES = 8192
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,13 +88,13 @@ def _zap_all(machine: Machine) -> None:
 class FaultRun:
     """A guest of `memory` bytes that touches `size` of them, with and without sptes in turn."""
 
-    def __init__(self, memory: int, size: int, rounds: int) -> None:
+    def __init__(self, mmu: str, memory: int, size: int, rounds: int) -> None:
         append = f"size={size} rounds={rounds} touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0 {WITHOUT_EVENTS}"
         name, image = find_image("bench")
         # One page a fault: what prefetch maps beside it would make the fault dear, and the page cheap.
         knobs = KvmParams(prefetch=0)
         host = memory + memory // 4
-        config = MachineConfig(image, name, memory=memory, host_memory=host, append=append, kvm_params=knobs)
+        config = MachineConfig(image, name, memory=memory, host_memory=host, append=append, mmu=mmu, kvm_params=knobs)
         self.machine = Machine(config, lambda byte: None)
         self.marks = StopMarks(self.machine)
         self.machine.bus.register(self.marks, MARK_PORT, 1)
@@ -119,13 +123,13 @@ class FaultRun:
         self.machine.close()
 
 
-def _fault_rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
+def _fault_rows(mmu: str, names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     small_rounds = repeat if quick else 4 * repeat
-    small = FaultRun(64 * MIB, 48 * MIB, 2 * small_rounds)
+    small = FaultRun(mmu, 64 * MIB, 48 * MIB, 2 * small_rounds)
     kernel = Difference()
-    big = {name: BIG[name][quick] for name in BIG if name in names}
+    big = {name: sizes[quick] for name, sizes in BIG[mmu].items() if name in names}
     rounds = {name: min(small_rounds, max(1, repeat * MIB * 512 // memory)) for name, memory in big.items()}
-    runs = {name: FaultRun(memory, memory * 5 // 8, 2 * rounds[name]) for name, memory in big.items()}
+    runs = {name: FaultRun(mmu, memory, memory * 5 // 8, 2 * rounds[name]) for name, memory in big.items()}
     for i in range(small_rounds):
         time_kernel_faults(kernel)
         small.measure()
@@ -133,7 +137,7 @@ def _fault_rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
             if i < rounds[name]:
                 run.measure()
     small.close()
-    if "spte-fault" in names:
+    if "spte-fault" in names and mmu == "shadow":
         yield Row("spte-fault", "kernel's minor fault", "us/fault", kernel.us, small.cost.us, FAULT_GOAL)
     for name, run in runs.items():
         run.close()
@@ -153,7 +157,8 @@ def _resident_row(quick: bool) -> Row:
 
 def rows(names: set[str], repeat: int, quick: bool) -> Iterator[Row]:
     """The rows among `names`."""
-    if names & {"spte-fault", *BIG}:
-        yield from _fault_rows(names, repeat, quick)
+    for mmu, big in BIG.items():
+        if names & big.keys() or (mmu == "shadow" and "spte-fault" in names):
+            yield from _fault_rows(mmu, names, repeat, quick)
     if "resident" in names:
         yield _resident_row(quick)
