@@ -30,7 +30,7 @@ def parse_gdb(text: str) -> tuple[str, int]:
 def serve(config: MachineConfig, where: str) -> int:
     """Wait for gdb, and serve it until it kills the guest; the exit status.
 
-    A client that disconnects may come again. When one detaches, the guest runs on to its end.
+    A client that disconnects may come again. When one detaches, the guest runs on, to its end or to the next client.
     """
     from ..debug.launch import target_maker  # noqa: PLC0415
     from ..debug.timeline import Timeline  # noqa: PLC0415
@@ -45,9 +45,13 @@ def serve(config: MachineConfig, where: str) -> int:
         say(f"waiting for gdb at {address}:{listener.getsockname()[1]}")
         try:
             console = Console(timeline)
-            while not (session := serve_client(listener, timeline, console)).done:
-                pass
-            return 0 if session.kill else _run_on(timeline, console)
+            while True:
+                session = serve_client(listener, timeline, console)
+                if session.kill:
+                    return 0
+                if session.done and _run_on(listener, timeline, console):
+                    status: int = timeline.call("status")
+                    return status
         finally:
             timeline.close()
 
@@ -72,20 +76,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _run_on(timeline: Timeline, console: Console) -> int:
-    """Without a debugger, to the end of the guest."""
+def _run_on(listener: socket.socket, timeline: Timeline, console: Console) -> bool:
+    """Without a debugger, until the guest has ended (True) or another one comes."""
     say("gdb has detached: the guest runs on")
 
     def poll() -> bool:
         console.show()
-        return False
+        return bool(select([listener], [], [], 0)[0])
 
     timeline.poll = poll
     stop = timeline.go()
     console.show()
+    if stop.kind != "exit":
+        return False
     say(f"the guest has ended: {stop.text}")
-    status: int = timeline.call("status")
-    return status
+    return True
 
 
 def serve_client(listener: socket.socket, timeline: Timeline, console: Console) -> GdbSession:
@@ -117,7 +122,8 @@ def _serve(client: socket.socket, session: GdbSession, packets: Packets, data: b
         packets.replies.clear()
         if packet == INTERRUPT:  # it stands still already
             continue
-        client.sendall(frame(session.answer(packet)))
+        reply = session.answer(packet)
+        client.sendall(b"".join(frame(each) for each in (*session.take_said(), reply)))
         packets.acks = not session.no_acks
         if session.done:
             return

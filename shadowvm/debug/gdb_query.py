@@ -19,6 +19,7 @@ _SUPPORTED = (
     "qXfer:exec-file:read+;vContSupported+;swbreak+;hwbreak+;ReverseStep+;ReverseContinue+"
 )
 _FILE, _READ_ONLY = 5, 0
+_STALE = "gdb does not know that yet: maintenance flush register-cache"
 _ENOENT, _EBADF, _EACCES = b"F-1,2", b"F-1,9", b"F-1,d"
 
 
@@ -82,11 +83,15 @@ def _current(session: GdbSession, _text: str) -> bytes:
 def _monitor(session: GdbSession, text: str) -> bytes:
     """qRcmd: the output comes back as one piece of hex."""
     command = bytes.fromhex(text).decode("utf-8", "replace")
+    timeline = session.timeline
+    before = timeline.position, timeline.inputs
     try:
         lines = session.monitor.execute(command)
     except ShadowvmError as error:
         lines = [str(error)]
     session.selected = None
+    if (timeline.position, timeline.inputs) != before:
+        lines = [*lines, _STALE]
     output = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
     return output[: PACKET_SIZE // 2 - 2].hex().encode() or b"OK"
 

@@ -34,6 +34,13 @@ def stop_reply(session: GdbSession, stop: Stop | None) -> bytes:
     return f"T{signal:02x}{why}thread:{thread};".encode()
 
 
+def _stopped(session: GdbSession, stop: Stop | None) -> bytes:
+    """After the machine has run. gdb knows no guest that has ended and can be gone back into: it is told in words."""
+    if stop is not None and stop.kind == "exit":
+        session.said.append(f"The guest has ended: {stop.text}\n")
+    return stop_reply(session, stop)
+
+
 def _why(session: GdbSession, _text: str) -> bytes:
     return stop_reply(session, session.timeline.stop)
 
@@ -43,7 +50,7 @@ def _vcont(session: GdbSession, text: str) -> bytes:
     for action in text.split(";"):
         kind, _, thread = action.partition(":")
         if kind[:1] in ("s", "S", "r"):
-            return stop_reply(session, _step(session, kind, thread))
+            return _stopped(session, _step(session, kind, thread))
         if kind[:1] not in ("c", "C", "t"):
             raise ValueError(kind)
     if all(action[:1] == "t" for action in text.split(";")):
@@ -58,22 +65,22 @@ def _step(session: GdbSession, kind: str, thread: str) -> Stop:
 
 
 def _continue(session: GdbSession, _text: str) -> bytes:
-    return stop_reply(session, session.timeline.go(breaks=session.breaks()))
+    return _stopped(session, session.timeline.go(breaks=session.breaks()))
 
 
 def _step_selected(session: GdbSession, text: str) -> bytes:
-    return stop_reply(session, _step(session, "s", ""))
+    return _stopped(session, _step(session, "s", ""))
 
 
 def _reverse_step(session: GdbSession, _text: str) -> bytes:
     timeline = session.timeline
     if not timeline.position.instructions:
-        return stop_reply(session, None)
-    return stop_reply(session, timeline.back(1))
+        return _stopped(session, None)
+    return _stopped(session, timeline.back(1))
 
 
 def _reverse_continue(session: GdbSession, _text: str) -> bytes:
-    return stop_reply(session, session.timeline.back_to_break(session.breaks(undo=True)))
+    return _stopped(session, session.timeline.back_to_break(session.breaks(undo=True)))
 
 
 HANDLERS: tuple[tuple[str, Handler], ...] = (

@@ -31,7 +31,7 @@ class GdbSession:
 
     multiprocess: thread ids have a process. addresses: of gdb's breakpoints. watches: (kind, address, size) of its
     watchpoints, kind being the number of their Z packet. selected: the thread that gdb looks at, None for the one that
-    runs.
+    runs. said: what the user is to be told before the next reply (take_said).
     """
 
     def __init__(self, timeline: Timeline) -> None:
@@ -41,6 +41,7 @@ class GdbSession:
         self.addresses: set[int] = set()
         self.watches: list[tuple[int, int, int]] = []
         self.selected: int | None = None
+        self.said: list[str] = []
 
     def answer(self, packet: bytes) -> bytes:
         """The reply to one packet; empty for one that is not known. Nothing that a packet holds can raise."""
@@ -56,6 +57,11 @@ class GdbSession:
         except (ValueError, IndexError, OverflowError):
             return BAD
         return NOTHING
+
+    def take_said(self) -> list[bytes]:
+        """Packets that go before the reply that answer() has given."""
+        said, self.said = self.said, []
+        return [b"O" + text.encode("utf-8", "replace").hex().encode() for text in said]
 
     def breaks(self, *, undo: bool = False) -> list[AnyBreak]:
         """Everything to stop at: gdb's and the monitor's. undo: on the way back."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from shadowvm.cli.gdbserver import parse_gdb
+from shadowvm.debug.rsp import frame
 from shadowvm.errors import ConfigError
 
 SCRIPT = """
@@ -40,6 +41,9 @@ print/x *(long *)0x2a0000
 stepi
 reverse-stepi
 print/x $r15
+monitor set $r14 = $r15 + 1
+maintenance flush register-cache
+print/x $r14
 monitor when
 monitor page -s rip
 monitor info spte 0x2a0
@@ -65,6 +69,15 @@ def server(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
             process.kill()
 
 
+def ask(client: socket.socket, packet: bytes) -> bytes:
+    """The first packet that comes back, of those that are no acknowledgement."""
+    client.sendall(b"+" + frame(packet))
+    reply = b""
+    while not reply.endswith(b"#", -3, -2) and (more := client.recv(1000)):
+        reply += more
+    return reply.lstrip(b"+").partition(b"#")[0][1:]
+
+
 @pytest.mark.skipif(shutil.which("gdb") is None, reason="there is no gdb")
 def test_a_session_of_a_real_gdb() -> None:
     guest = ("memtouch", "-append", "size=3M passes=1", "--host-memory", "2304K", "-smp", "2")
@@ -87,6 +100,7 @@ def test_a_session_of_a_real_gdb() -> None:
             "Old value = 0",
             "$3 = 0x77",
             "$4 = 0x1234567",
+            "$5 = 0x1234568",
             "memslot 0: gfns 0x0-",
             "mmu_invalidate_seq is",
             '"kswapd0"',
@@ -105,12 +119,22 @@ def test_a_client_that_leaves_at_any_byte_may_come_again() -> None:
             with socket.create_connection(("127.0.0.1", port)) as client:
                 client.sendall(b"+$qSupported#37"[:size])
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(b"+$?#3f")
-            reply = b""
-            while b"#" not in reply and (more := client.recv(100)):
-                reply += more
-            assert reply.startswith(b"+$T05thread:1;#")
+            assert ask(client, b"?") == b"T05thread:1;"
             client.sendall(b"+$k#6b")
+        assert process.wait(30) == 0
+
+
+def test_a_guest_runs_on_without_a_client_until_the_next_one_comes() -> None:
+    with server("hello") as (process, port):
+        with (
+            socket.create_connection(("127.0.0.1", port)) as first,
+            socket.create_connection(("127.0.0.1", port)) as second,
+        ):
+            assert ask(first, b"D;1") == b"OK"
+            assert ask(second, b"?") == b"T02thread:1;"
+            assert bytes.fromhex(ask(second, b"c")[1:].decode()) == b"The guest has ended: debug-exit, status 0\n"
+            assert ask(second, b"?") == b"T05replaylog:end;thread:1;"
+            assert ask(second, b"D;1") == b"OK"
         assert process.wait(30) == 0
 
 
