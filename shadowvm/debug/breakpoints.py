@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import ConfigError
-from .breaks import AddressBreak, MemoryWatch, PointBreak, Watch
+from .breaks import AddressBreak, FaultBreak, MemoryWatch, PointBreak, Watch
 
 if TYPE_CHECKING:
     from .position import Stop
 
-AnyBreak: TypeAlias = "AddressBreak | MemoryWatch | PointBreak | Watch"
+AnyBreak: TypeAlias = "AddressBreak | FaultBreak | MemoryWatch | PointBreak | Watch"
 
 
 @dataclass(slots=True)

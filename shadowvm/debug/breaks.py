@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..addr import PAGE_SHIFT, Pfn
-from ..events import Tracepoint, host_pte_change, mm_page_alloc, mm_page_free, spte_change
+from ..events import REGISTRY, Tracepoint, host_pte_change, mm_page_alloc, mm_page_free, spte_change
 from ..trace.filter import compile_filter, find_tracepoint
 
 if TYPE_CHECKING:
@@ -39,6 +39,26 @@ class PointBreak(NamedTuple):
 
     def __str__(self) -> str:
         return f"break {self.name}{' if ' if self.filter else ''}{self.filter}"
+
+
+class FaultBreak(NamedTuple):
+    """At every event in the thread of a vCPU: the points of the fault that it is in."""
+
+    number: int
+    vcpu: int
+
+    def tracepoints(self) -> Sequence[Tracepoint]:
+        """All: whose an event is shows when it happens."""
+        return tuple(REGISTRY.values())
+
+    def hit(self, target: Target, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str | None:
+        """By thread."""
+        if target.machine.sched.current.vcpu != self.vcpu:
+            return None
+        return f"{tracepoint.name}: {tracepoint.format(args)}"
+
+    def __str__(self) -> str:
+        return f"the next point of vCPU {self.vcpu}"
 
 
 class AddressBreak(NamedTuple):

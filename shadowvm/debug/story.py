@@ -46,6 +46,17 @@ def last_fault(history: Sequence[Happened], matches: Callable[[Happened], bool] 
     return list(history[start:])
 
 
+def open_fault(history: Sequence[Happened], vcpu: int | None = None) -> int | None:
+    """The vCPU that is in the middle of a fault: `vcpu` if it is, else the one whose fault began last; None if none."""
+    open_ones: dict[int, bool] = {}
+    for each in history:
+        if each.vcpu is not None and each.tracepoint.name in ("kvm_page_fault", "kvm_entry"):
+            open_ones.pop(each.vcpu, None)
+            if each.tracepoint.name == "kvm_page_fault":
+                open_ones[each.vcpu] = True
+    return vcpu if vcpu in open_ones else next(reversed(open_ones), None)
+
+
 def tell(fault: Sequence[Happened]) -> list[str]:
     """A line for each event that matters, of many alike in its middle for the first ones only."""
     if not fault:

@@ -18,7 +18,7 @@ from .guest_tables import info_mem, info_tab, info_tlb
 from .panes import panes
 from .peek import guest_walk, peek_guest, peek_virtual, vcpu_of
 from .registers_text import creg, info_registers
-from .story import last_fault, tell
+from .story import last_fault, open_fault, tell
 from .symbols import Symbols, load_symbols
 from .threads import threads
 
@@ -70,6 +70,11 @@ def story(target: Target, gva: int | None = None) -> list[str]:
         return tell(last_fault(list(target.history)))
     page = gva >> PAGE_SHIFT
     return tell(last_fault(list(target.history), lambda fault: fault.args[2] >> PAGE_SHIFT == page))
+
+
+def faulting(target: Target, vcpu: int | None = None) -> int | None:
+    """Which vCPU is in the middle of a fault, `vcpu` first."""
+    return open_fault(target.history, vcpu)
 
 
 def disassembly(target: Target, count: int, address: int | None = None, number: int | None = None) -> list[str]:
@@ -155,6 +160,7 @@ VIEWS: dict[str, Callable[..., Any]] = {
     "gpa2hva": gpa2hva,
     "explain": explained,
     "story": story,
+    "faulting": faulting,
     "disassembly": disassembly,
     "cpus": lists.cpus,
     "host": lists.host,

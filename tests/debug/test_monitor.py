@@ -33,6 +33,20 @@ def said(monitor: Monitor, *commands: str) -> str:
     return "\n".join(line for command in commands for line in monitor.execute(command))
 
 
+def test_phase_stays_in_the_fault_and_forward_does_not(monitor: Monitor) -> None:
+    said(monitor, "break kvm_page_fault if fault_address >= 0x200000", "c", "delete")
+    start = monitor.timeline.position.events
+    points = [said(monitor, "phase") for _ in range(60)]
+    end = next(at for at, text in enumerate(points) if "kvm_entry:" in text)
+    assert all(text.startswith("vCPU 0") for text in points)
+    assert "kvm_page_fault:" in points[end + 1]
+    said(monitor, f"replay_seek event {start}")
+    assert said(monitor, "phase 60") == points[end]
+    said(monitor, 'break sched_switch if prev ~ "CPU*"', "c", "delete")
+    assert said(monitor, "forward").startswith("kswapd0")
+    assert said(monitor, "phase").startswith("vCPU 0")
+
+
 def test_into_a_fault_through_it_and_back(monitor: Monitor) -> None:
     assert said(monitor, "break swap_readpage if slot >= 4", "c").startswith(
         "1: break swap_readpage if slot >= 4\nbreak 1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from shadowvm.debug.story import Happened, last_fault, tell
+from shadowvm.debug.story import Happened, last_fault, open_fault, tell
 from shadowvm.events import REGISTRY
 
 MMU_LOCK = SimpleNamespace(name="mmu_lock")
@@ -67,6 +67,13 @@ def test_many_alike_in_the_middle_are_counted() -> None:
     told = tell(history(*BEFORE, *many, *AFTER, RELEASE))
     assert sum("flush their TLBs" in line for line in told) < 30
     assert any("more like these" in line for line in told)
+
+
+def test_the_fault_that_is_open_is_the_last_one_or_the_one_asked_for() -> None:
+    other = ("CPU 1/KVM", "kvm_page_fault", (1, 0x200, 0x6000, 0))
+    both = [each._replace(vcpu=int(each.task[4])) for each in history(BEFORE[0], other)]
+    assert (open_fault(both), open_fault(both, 0), open_fault(both, 7)) == (1, 0, 1)
+    assert open_fault(history(*BEFORE, cpu("kvm_entry", 0, 0x100))) is None
 
 
 def test_the_last_fault_ends_where_its_vcpu_enters_the_guest() -> None:

@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from ...errors import ConfigError
-from ..breaks import AddressBreak, PointBreak
+from ..breaks import AddressBreak, FaultBreak, PointBreak
 from . import Command, Lines, count_of
 
 if TYPE_CHECKING:
     from ..monitor import Monitor
 
-_END_OF_FAULT = "kvm_entry"
+_BEGIN_OF_FAULT, _END_OF_FAULT = "kvm_page_fault", "kvm_entry"
 
 
 def _continue(monitor: Monitor, _text: str) -> Lines:
@@ -47,13 +47,29 @@ def _until(monitor: Monitor, text: str) -> Lines:
 
 
 def _phase(monitor: Monitor, text: str) -> Lines:
-    """phase, forward, event [N]: to the Nth event from here, inside the current fault or not"""
+    """phase [N]: to the next point of the current fault, or to its beginning if there is none yet
+
+    What other threads do meanwhile is passed by; `forward` goes to whatever comes next. The fault ends at kvm_entry.
+    """
+    for _ in range(count_of(monitor, text)):
+        vcpu: int | None = monitor.timeline.call("view", "faulting", monitor.timeline.stop.vcpu)
+        point = PointBreak(0, _BEGIN_OF_FAULT) if vcpu is None else FaultBreak(0, vcpu)
+        stop = monitor.run(more=[point])
+        if stop.kind != "point" or stop.number or stop.text.startswith(f"{_END_OF_FAULT}:"):
+            break
+    else:
+        stop = monitor.timeline.stop
+    return monitor.stopped(stop)
+
+
+def _forward(monitor: Monitor, text: str) -> Lines:
+    """forward, event [N]: to the Nth event from here, of whatever thread"""
     return monitor.stopped(monitor.run(until_event=monitor.timeline.position.events + count_of(monitor, text)))
 
 
 def _fin(monitor: Monitor, _text: str) -> Lines:
     """fin: to the end of the current fault, where the vCPU enters the guest again; breaks do not stop it"""
-    vcpu = monitor.timeline.stop.vcpu
+    vcpu: int | None = monitor.timeline.call("view", "faulting", monitor.timeline.stop.vcpu)
     wanted = f"vcpu_id == {vcpu}" if vcpu is not None else ""
     return monitor.stopped(monitor.timeline.go(breaks=[PointBreak(0, _END_OF_FAULT, wanted)]))
 
@@ -62,6 +78,7 @@ COMMANDS: dict[str, Command] = {
     **dict.fromkeys(("continue", "c", "cont"), _continue),
     **dict.fromkeys(("stepi", "s", "step", "si"), _stepi),
     "until": _until,
-    **dict.fromkeys(("phase", "forward", "event"), _phase),
+    "phase": _phase,
+    **dict.fromkeys(("forward", "event"), _forward),
     "fin": _fin,
 }

@@ -13,7 +13,7 @@ PAGE = """\
 RUNNING                               AND BACK
   s  stepi, one instruction             S  reverse-stepi
   n  nexti, calls as a whole            N  reverse-nexti
-  p  phase, to the next event           b  back, to the one before
+  p  phase, on in this fault            b  back, to the one before
   f  fin, to the end of the fault
   c  continue, to the next break        r  reverse-continue
   Ctrl-C  interrupt a run
