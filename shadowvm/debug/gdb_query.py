@@ -19,6 +19,8 @@ _SUPPORTED = (
     "qXfer:exec-file:read+;vContSupported+;swbreak+;hwbreak+;ReverseStep+;ReverseContinue+"
 )
 _FILE, _READ_ONLY = 5, 0
+_PIECE = PACKET_SIZE // 10
+"""Characters, of 4 bytes at most, of which each takes two digits."""
 _STALE = "gdb does not know that yet: maintenance flush register-cache"
 _ENOENT, _EBADF, _EACCES = b"F-1,2", b"F-1,9", b"F-1,d"
 
@@ -76,12 +78,13 @@ def _extra_info(session: GdbSession, text: str) -> bytes:
     return f"{thread.name}: {thread.text}".encode().hex().encode()
 
 
-def _current(session: GdbSession, _text: str) -> bytes:
-    return f"QC{session.id_of(session.thread(None))}".encode()
+def _current(session: GdbSession, text: str) -> bytes:
+    """Not qCRC, which gdb does without."""
+    return b"" if text else f"QC{session.id_of(session.thread(None))}".encode()
 
 
 def _monitor(session: GdbSession, text: str) -> bytes:
-    """qRcmd: the output comes back as one piece of hex."""
+    """qRcmd: the output comes back as a piece of hex, a long one as several pieces before."""
     command = bytes.fromhex(text).decode("utf-8", "replace")
     timeline = session.timeline
     before = timeline.position, timeline.inputs
@@ -92,8 +95,11 @@ def _monitor(session: GdbSession, text: str) -> bytes:
     session.selected = None
     if (timeline.position, timeline.inputs) != before:
         lines = [*lines, _STALE]
-    output = "".join(f"{line}\n" for line in lines).encode("utf-8", "replace")
-    return output[: PACKET_SIZE // 2 - 2].hex().encode() or b"OK"
+    output = "".join(f"{line}\n" for line in lines)
+    if len(output) > _PIECE:
+        session.said += [output[at : at + _PIECE] for at in range(0, len(output), _PIECE)]
+        return b"OK"
+    return output.encode("utf-8", "replace").hex().encode() or b"OK"
 
 
 def _open(session: GdbSession, text: str) -> bytes:

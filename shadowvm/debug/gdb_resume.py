@@ -35,9 +35,12 @@ def stop_reply(session: GdbSession, stop: Stop | None) -> bytes:
 
 
 def _stopped(session: GdbSession, stop: Stop | None) -> bytes:
-    """After the machine has run. gdb knows no guest that has ended and can be gone back into: it is told in words."""
+    """After the machine has run. gdb knows no events, and no guest that has ended and can be gone back into: it is told
+    in words."""
     if stop is not None and stop.kind == "exit":
         session.said.append(f"The guest has ended: {stop.text}\n")
+    elif stop is not None and stop.kind == "point":
+        session.said.append(f"break {stop.number} of the monitor: {stop.text}\n")
     return stop_reply(session, stop)
 
 

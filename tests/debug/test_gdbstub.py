@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from random import Random
 
 import pytest
 
+from shadowvm.debug.gdb_query import PACKET_SIZE
 from shadowvm.debug.gdb_registers import REGISTERS
 from shadowvm.debug.gdbstub import GdbSession
 from shadowvm.debug.timeline import Timeline
@@ -30,7 +32,8 @@ def session(timeline: Timeline) -> GdbSession:
 
 def test_the_beginning_of_a_session(session: GdbSession) -> None:
     assert b"ReverseStep+" in session.answer(b"qSupported:multiprocess+;swbreak+")
-    assert session.answer(b"vMustReplyEmpty") == b""
+    assert session.answer(b"vMustReplyEmpty") == session.answer(b"qCRC:100000,10") == b""
+    assert session.answer(b"qC") == b"QCp1.1"
     assert session.answer(b"QStartNoAckMode") == b"OK"
     assert session.no_acks
     assert session.answer(b"qfThreadInfo").startswith(b"mp1.1,p1.2")
@@ -82,11 +85,17 @@ def test_monitor_commands_and_their_complaints(session: GdbSession) -> None:
     def monitor(command: str) -> str:
         return bytes.fromhex(session.answer(b"qRcmd," + command.encode().hex().encode()).decode()).decode()
 
+    session.answer(b"qRcmd," + b"until *main".hex().encode())
     assert "flush" not in monitor("when")
+    assert session.answer(b"qRcmd," + b"info tlb".hex().encode()) == b"OK"
+    pieces = session.take_said()
+    assert max(len(piece) for piece in pieces) <= PACKET_SIZE
+    tlb = b"".join(bytes.fromhex(piece[1:].decode()) for piece in pieces).decode()
+    assert tlb.splitlines() == session.monitor.execute("info tlb")
     for moved in ("stepi", "set $rax = 7"):
         assert monitor(moved).endswith("gdb does not know that yet: maintenance flush register-cache\n")
     session.timeline.repeat([])
-    assert bytes.fromhex(session.answer(b"qRcmd," + b"when".hex().encode()).decode()).startswith(b"instruction 0")
+    assert monitor("when").startswith("instruction 0")
     assert b"no command" in bytes.fromhex(session.answer(b"qRcmd," + b"nonsense".hex().encode()).decode())
     assert session.answer(b"qRcmd,zz") == b"E22"
 
@@ -161,6 +170,8 @@ def test_nothing_is_written_inside_of_an_event(session: GdbSession) -> None:
 def test_host_threads_are_threads(session: GdbSession) -> None:
     session.answer(b"qRcmd," + b"break mm_vmscan_kswapd_wake".hex().encode())
     reply = session.answer(b"vCont;c:p1.-1")
+    said = bytes.fromhex(session.take_said()[0][1:].decode()).decode()
+    assert re.fullmatch(r"break \d+ of the monitor: mm_vmscan_kswapd_wake: .+\n", said)
     number = reply.rpartition(b"p1.")[2].rstrip(b";")
     assert int(number, 16) >= 100
     xml = session.answer(b"qXfer:threads:read::0,fff").decode()
