@@ -6,9 +6,18 @@ from pathlib import Path
 
 import pytest
 
+from shadowvm.api import ExitReason, Host
 from shadowvm.config import MIB
 from shadowvm.errors import ModelBug
-from shadowvm.events import Tracepoint, attached, kvm_mmu_get_page, kvm_mmu_prepare_zap_page
+from shadowvm.events import (
+    Tracepoint,
+    attached,
+    kvm_flush_remote_tlbs,
+    kvm_mmu_get_page,
+    kvm_mmu_prepare_zap_page,
+    lock_release,
+    spte_change,
+)
 from shadowvm.kvm.mmu.shadow import (
     KVM_MIN_FREE_MMU_PAGES,
     KVM_REFILL_PAGES,
@@ -18,6 +27,8 @@ from shadowvm.kvm.mmu.shadow import (
 )
 from shadowvm.machine import Machine
 from shadowvm.params import KvmParams
+from shadowvm.x86 import PT_PAGE_SIZE
+from tests.api.vm import vcpu_with_code, vm_with_memory
 from tests.guest_run import config_for
 from tests.tiny import EXIT, write_tiny
 
@@ -70,6 +81,33 @@ def test_the_oldest_pages_make_room_a_few_at_a_time(tmp_path: Path, mmu: str) ->
     assert free_after == [KVM_REFILL_PAGES] * len(free_after)
     assert len(kvm.active_mmu_pages) == len(made) - len(zapped)
     machine.close()
+
+
+def test_a_root_in_use_is_flushed_when_it_is_zapped_though_no_page_is_freed() -> None:
+    """A 32-bit guest's page directory is shadowed by four roots of level 2, of which one has a large spte.
+
+    A store to the directory that is none of an entry zaps them.
+    """
+    code = "mov dword [dword 0x200000], 7\nmov word [0x5800], 0\nmov al, [dword 0x200000]\nhlt"
+    events: list[str] = []
+
+    def sink(tracepoint: Tracepoint, args: tuple[int, ...]) -> None:
+        if tracepoint is not spte_change or args[1] & PT_PAGE_SIZE > args[2] & PT_PAGE_SIZE:
+            events.append(tracepoint.name)
+
+    with Host(32 * MIB, thp="always") as host:
+        vm = vm_with_memory(host, 4 * MIB)
+        vm.write_memory(0x5000, b"\xe3")
+        vcpu = vcpu_with_code(vm, code)
+        sregs = vcpu.get_sregs()
+        sregs.cr0, sregs.cr3, sregs.cr4 = sregs.cr0 | 0x80000001, 0x5000, 1 << 4
+        sregs.ds = sregs.ds._replace(limit=0xFFFFFFFF)
+        vcpu.set_sregs(sregs)
+        with attached(sink, (spte_change, kvm_flush_remote_tlbs, lock_release)):
+            assert vcpu.run().exit_reason is ExitReason.HLT
+        assert vcpu.get_regs().rax & 0xFF == 7
+        assert vm.kvm.stat.mmu_flooded == 4
+    assert events[events.index("spte_change") + 1] == "kvm_flush_remote_tlbs"
 
 
 def test_a_lower_limit_is_kept_at_once(tmp_path: Path) -> None:
