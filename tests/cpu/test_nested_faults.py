@@ -241,6 +241,8 @@ def test_the_guest_gets_its_own_fault_without_an_exit(
         (CR4_SMEP, FULL, "mov eax,0x200123\n jmp rax", P | 0x10),
         (CR4_PKE, FULL | 5 << 59, "mov rax,[0x200123]", P | 0x20),
         (CR4_PKE, FULL | 4 << 59, "mov rax,[0x200123]", None),
+        (CR4_PKE | CR4_SMAP, FULL | 6 << 59, "mov rax,[0x200123]", P),
+        (CR4_PKE | CR4_SMAP, FULL | 6 << 59, "lock xadd [0x200123],rax", P | W | 0x20),
     ],
 )
 def test_smep_smap_and_keys_are_the_guest_s(
@@ -251,8 +253,9 @@ def test_smep_smap_and_keys_are_the_guest_s(
     machine.ram.q[machine.guest_at(DATA)] = PAGE | flags
     machine.code(CODE, f"{source}\n hlt")
     machine.reset()
+    machine.engine.cr0 |= CR0_WP
     machine.engine.cr4 |= cr4
-    machine.engine.pkru = 1 << 10
+    machine.engine.pkru = 1 << 10 | 2 << 12
     machine.engine.set_reg(RBX, 0)
     assert machine.engine.enter() == CpuExit.HLT
     assert (machine.reg(RBX), machine.reg(RCX)) == (

@@ -236,8 +236,9 @@ def refuse(box, va, size, access, idx, retaddr, code):
             cut(box, linear_rip(env))
             if access == READ and reads_to_write(box):
                 access = WRITE
-                if code in (EPT_VIOLATION, EPT_MISCONFIG):
+                if code in (EPT_VIOLATION, EPT_MISCONFIG, GUEST_FAULT):
                     # The guest's tables were walked for a load: they may refuse the store, or have D to set.
+                    # What refused the load already is told as of a store: its protection key may refuse that alone.
                     found = call4(get(box, mb.FN_NESTED_WALK), box, va, WRITE, idx)
                     code = -found if found < 0 else code
     if code == NON_CANONICAL:
