@@ -79,17 +79,17 @@ class Memory:
             former[:] = _end(former, old ^ value, now)
         self._change(at, old, value, now, smm)
 
-    def mark_word(self, at: int, bits: int, now: int, smm: bool = False) -> None:
-        """The CPU sets A or D. What was overwritten from outside may still be cached."""
+    def mark_word(self, at: int, bits: int, now: int, smm: bool | None = False) -> None:
+        """The CPU sets A or D. What was overwritten from outside may still be cached. No `smm`: in either log."""
         old = self.words.get(at, 0)
         if old | bits != old:
             self._change(at, old, old | bits, now, smm)
 
-    def _change(self, at: int, old: int, value: int, now: int, smm: bool) -> None:
+    def _change(self, at: int, old: int, value: int, now: int, smm: bool | None) -> None:
         self._remember(at, old, now)
         self._date(at, old ^ value, now)
         self.words[at] = value
-        slot = at >> 25 | smm << 16
+        slot = -1 if smm is None else at >> 25 | smm << 16
         if slot in self.logged:
             self.dirty.setdefault(slot, set()).add(at >> 9)
         if self.journal is not None:

@@ -102,7 +102,7 @@ class Model:
     """Memory and CPUs. now: the number of the operation. peek: a word as it is in the machine, None if unknown.
 
     raced: by word, what else it was while the access that is being judged went on. begun: marks that an access may have
-    set which has begun and waits for another one.
+    set which has begun, inside of SMM or not, and waits for another one.
     """
 
     def __init__(self, cpus: int, peek: Callable[[int], int | None]) -> None:
@@ -112,6 +112,7 @@ class Model:
         self.now = 1
         self.raced: dict[int, list[int]] = {}
         self.begun: dict[int, int] = {}
+        self.begun_in_smm = False
         self._known: tuple[tuple[Cpu, int], list[Path]] | None = None
 
     def paths(self, cpu: Cpu, va: int) -> list[Path]:

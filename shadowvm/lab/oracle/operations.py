@@ -185,7 +185,7 @@ class Oracle:
         self._running, self._waiting = number, looks
         if self._race_is_on and _is_canonical(va, mode):
             self._note_walk(cpu, [each.va for each in tried], kind)
-            self.model.begun = marks_of(self.model, tried)
+            self.model.begun, self.model.begun_in_smm = marks_of(self.model, tried), cpu.smm
         outcome = self.bed.access(number, mode, kind, va, value, cpl=cpl, ac=bool(ac))
         self.model.forget()
         if outcome.kind == EFAULT and self._flapping:

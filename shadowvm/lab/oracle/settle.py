@@ -83,7 +83,7 @@ def settle(model: Model, tried: list[Attempt]) -> None:
     outcome = tried[0].outcome
     if outcome.kind == FAULT:
         _settle_fault(parts, outcome)
-        _follow_marks(model, tried[0].cpu, marks, ())
+        _follow_marks(model, parts, marks, ())
         return
     kinds = [_kinds(part) for part in parts]
     if outcome.kind == ROM_TABLE:
@@ -95,7 +95,7 @@ def settle(model: Model, tried: list[Attempt]) -> None:
     if not may_be or (outcome.kind == MMIO and tried[0].access.kind != FETCH):
         raise Mismatch(f"{outcome.kind}; {_expected(parts)}")
     if outcome.kind != OK:
-        _follow_marks(model, tried[0].cpu, marks, ())
+        _follow_marks(model, parts, marks, ())
         return
     _follow_data(model, parts, marks)
 
@@ -160,7 +160,7 @@ def _follow_data(model: Model, parts: list[Part], marks: Marks) -> None:
         others = {at for other in parts if other is not part for at in _touched(other)}
         stored |= _find_words(model, part, marks, others)
     cpu = parts[0].attempt.cpu
-    _follow_marks(model, cpu, marks, stored)
+    _follow_marks(model, parts, marks, stored)
     for at, word in stored.items():
         if marks.get(at):
             # The walk has marked the entry, and a TLB may hold it so, before the store overwrote it.
@@ -277,8 +277,12 @@ def _others_unchanged(model: Model, attempt: Attempt, fitting: list[Path], store
     return ""
 
 
-def _follow_marks(model: Model, cpu: Cpu, marks: Marks, stored: dict[int, int] | tuple[()]) -> None:
+def _follow_marks(model: Model, parts: list[Part], marks: Marks, stored: dict[int, int] | tuple[()]) -> None:
     """Take over A and D from the machine; nothing else may have changed in an entry."""
+    own: Marks = {}
+    for part in parts if model.begun else ():
+        _add_marks(own, part)
+    smm = parts[0].attempt.cpu.smm
     for at, allowed in marks.items():
         actual = model.peek(at)
         if actual is None or at in stored:
@@ -288,7 +292,14 @@ def _follow_marks(model: Model, cpu: Cpu, marks: Marks, stored: dict[int, int] |
         if changed & ~allowed or changed & ~actual:
             raise Mismatch(f"entry {old:#x} at word {at:#x} has become {actual:#x}")
         if changed:
-            model.memory.mark_word(at, changed, model.now, cpu.smm)
+            model.memory.mark_word(at, changed, model.now, _whose(model, smm, at, own))
+
+
+def _whose(model: Model, smm: bool, at: int, own: Marks) -> bool | None:
+    """By which address space a word was marked, when an access in `smm` was done amid another; None: who can say."""
+    if at not in model.begun or smm == model.begun_in_smm:
+        return smm
+    return None if at in own else model.begun_in_smm
 
 
 def _expected(parts: list[Part]) -> str:

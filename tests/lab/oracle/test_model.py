@@ -7,6 +7,8 @@ import pytest
 from shadowvm.lab.oracle.layout import (
     ACCESSED,
     DIRTY,
+    IN_SMM,
+    LOW,
     MOVING,
     MOVING_BASES,
     PRESENT,
@@ -285,3 +287,23 @@ def test_while_an_access_goes_on_an_entry_may_be_what_it_was_before_another_stor
     fake.model.raced[LEAF] = [0]
     assert fake.allows("r8", fault(0))
     assert fake.allows("r8", loaded(0x1100))
+
+
+def test_a_mark_amid_another_access_belongs_to_the_address_space_of_whoever_may_have_made_it() -> None:
+    fake, neighbour = Fake(), LEAF + 1
+    model = fake.model
+    model.memory.logged |= {LOW, IN_SMM | LOW}
+    model.memory.words[neighbour] = OTHER << 12 | PRESENT
+    fake.machine[neighbour] = OTHER << 12 | PRESENT | A
+    model.begun, model.begun_in_smm = {neighbour: A}, True
+    fake.settle("r8", loaded(0x1100))
+    assert model.memory.dirty == {IN_SMM | LOW: {TABLE}}
+
+
+def test_a_mark_that_either_may_have_made_is_in_no_log_for_certain() -> None:
+    fake = Fake(leaf=PAGE << 12 | FULL & ~D)
+    fake.model.memory.logged |= {LOW, IN_SMM | LOW}
+    fake.model.begun, fake.model.begun_in_smm = {LEAF: D}, True
+    fake.machine[LEAF] |= D
+    fake.settle("r8", loaded(0x1100))
+    assert fake.model.memory.dirty == {}
