@@ -24,6 +24,7 @@ from ...kvm.memslot import KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY
 from ...kvm.mmu.nx_huge_page import kvm_recover_nx_huge_pages
 from ...kvm.mmu.unsync import vcpu_update_flush_exits
 from ...kvm.mp_state import RUNNABLE
+from ...kvm.turns import Turns
 from ...kvm.vcpu import Vcpu, vcpu_enter_guest
 from ...machine import Machine
 from ...mm.fault import VmFault
@@ -65,6 +66,11 @@ _CR0_FIXED, _CR4_FIXED = CR0_PE | 0x32, 0x600
 _CPUID_LENGTH = 2
 _MAX_ENTRIES = 256
 """Entries that one instruction may take before we say that it makes no progress."""
+_TURN, _MAX_TURNS = 1000, 3
+"""Instructions in a turn of a vCPU, and how many turns may end in one operation: where it executes what is no code of
+ours it goes on and on."""
+_MAX_WAITS = 100_000
+"""So often another thread may be let run before it has to be done."""
 _ERRNO_EFAULT = -14
 HOG_PAGES = 256
 
@@ -94,11 +100,15 @@ class Bed:
         self._hog = 0
         self._device_stores: dict[int, int] = {}
         self._race: Task | None = None
+        self._turns = 0
         self._levels = [-1] * setup.smp
         self._code = {kind: n * at.STEP for n, kind in enumerate(at.KINDS)}
+        self.kvm.turns = Turns(_TURN, _TURN)
         for vcpu in self.vcpus:
+            vcpu.turn_left = _TURN
             # The machine's own devices are at frames that a random entry can name.
             vcpu.engine.on_mmio(at.device_word, self._store_to_device)
+            vcpu.on_quantum = self._end_of_turn
 
     def set_up(self, controls: list[Control]) -> None:
         """Slots, their first contents, and the state of each CPU."""
@@ -244,8 +254,12 @@ class Bed:
         """Let the other thread come to its end."""
         task, self._race = self._race, None
         if task is not None:
-            while not task.glet.dead:
+            for _ in range(_MAX_WAITS):
+                if task.glet.dead:
+                    break
                 self.machine.sched.preempt()
+            else:
+                raise ModelBug(f"what {task.name} came to do amid an operation has no end")
             self.machine.sched.tasks.remove(task)
 
     # Slots.
@@ -357,9 +371,15 @@ class Bed:
         finally:
             vcpu.task = None
 
+    def _end_of_turn(self) -> None:
+        self._turns += 1
+
     def _enter(self, vcpu: Vcpu, mode: int, after: int) -> Outcome:
         number, engine = vcpu.id, vcpu.engine
+        begun = self._turns
         for _ in range(_MAX_ENTRIES):
+            if self._turns - begun >= _MAX_TURNS:
+                break
             result = vcpu_enter_guest(vcpu)
             if result is not None and result.exit_reason == ExitReason.DIRTY_RING_FULL:
                 self.dirty_logs.empty_rings()

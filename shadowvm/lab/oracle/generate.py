@@ -12,6 +12,7 @@ from random import Random
 
 from . import layout as at
 from . import scenarios
+from .large import large
 from .model import OK, Cpu, Model
 from .model import access_of as access_by
 from .paging import levels_of
@@ -54,7 +55,7 @@ class Generator:
         self._last_gfn = 0
         self._large = random.choice((0.07, 0.07, 0.25))
         # Where no page table is there can be a large spte.
-        self._gfns = _GFNS_WITHOUT_HIGH if setup.thp and random.random() < 0.6 else _GFNS
+        self._gfns = _GFNS_WITHOUT_HIGH if setup.thp and random.random() < 0.75 else _GFNS
         self._host_acts = ["pageout", "pageout", "age", "readonly", "writable", "writable"]
         self._races = ["pageout", "pageout", "flap", "age", "hog", "harvest"]
         if setup.thp:
@@ -75,6 +76,7 @@ class Generator:
             (partial(self._scenario, scenarios.logged), (0, 0.5, 3)),
             (partial(self._scenario, scenarios.rom), (0, 0, 0.5)),
             (partial(self._scenario, scenarios.smm), (0, 1, 4) if setup.mmu == "tdp" else (0,)),
+            (partial(self._scenario, large), (2, 5) if setup.thp else (0,)),
             (partial(self._scenario, scenarios.amid), (0, 2, 10) if len(model.cpus) > 1 and not lawful else (0,)),
             (self._pkru, (0, 0.5)),
             (self._mode, (0, 0.2, 1)),
@@ -309,7 +311,7 @@ class Generator:
         if self.setup.mmu == "tdp" and random.random() < 0.2:
             slot |= at.IN_SMM
         if random.random() < 0.3:
-            return ["log", slot, random.randrange(2)]
+            return ["log", slot, int(random.random() < (0.25 if self.setup.thp else 0.5))]
         if self.setup.dirty_log in ("manual", "initially-set") and random.random() < 0.6:
             first = random.choice((0, 0, 64))
             return ["clear", slot, first, random.choice((64, 512))]

@@ -54,11 +54,11 @@ def _telling_access(gen: Generator, number: int, cpu: Cpu, name: str) -> Operati
 
 def remap(gen: Generator) -> list[Operation]:
     """The CPU changes an entry that it has used, flushes, and looks."""
-    access, number, cpu, path = _access_with_path(gen)
-    stores = [_store_to_entry(gen, number, path, cpu.control.mode) for _ in range(gen.random.choice((1, 1, 2)))]
+    access, number, cpu, path = access_with_path(gen)
+    stores = [store_to_entry(gen, number, path, cpu.control.mode) for _ in range(gen.random.choice((1, 1, 2)))]
     after: Operation = ["access", number, "r4", access[3], 0, 0, 1]
     edits: list[Operation] = [["access", *store] for store in stores if store]
-    return [access, *edits, _flush(gen, number, cpu, int(access[3])), gen.random.choice((access, after))]
+    return [access, *edits, flush_for(gen, number, cpu, int(access[3])), gen.random.choice((access, after))]
 
 
 def relink(gen: Generator) -> list[Operation]:
@@ -66,20 +66,20 @@ def relink(gen: Generator) -> list[Operation]:
 
     The first access there is by a neighbour of the entry, since a fault sets its own spte anew.
     """
-    access, number, cpu, path = _access_with_path(gen)
+    access, number, cpu, path = access_with_path(gen)
     for _ in range(_TRIES):
         # Only a page that is nothing but a leaf table can be out of sync.
         pages = [step.at >> 9 for step in path.steps]
         if path.kind == OK and len(pages) > 3 and pages[-1] not in pages[:-1] and pages[-3] != pages[-2]:
             break
-        access, number, cpu, path = _access_with_path(gen)
+        access, number, cpu, path = access_with_path(gen)
     if len(path.steps) < 3:
         return [access]
     upper = path.steps[-3]
     index = gen.random.choice([index for index in at.SMALL[:4] if index != upper.at & 511] or [0])
     va = int(access[3]) & ~(511 << 30) | index << 30
     gfn = _gfn_of(gen, upper.at >> 9)
-    edit = _store_to_entry(gen, number, path._replace(steps=path.steps[-1:]), cpu.control.mode)
+    edit = store_to_entry(gen, number, path._replace(steps=path.steps[-1:]), cpu.control.mode)
     if gfn not in at.WINDOWS or edit is None:
         return [access]
     place = at.window_address(cpu.control.mode, gfn) | index * 8
@@ -96,25 +96,25 @@ def relink(gen: Generator) -> list[Operation]:
 def amid(gen: Generator) -> list[Operation]:
     """Another CPU changes an entry of an access that waits. After a flush the new one counts."""
     random = gen.random
-    access, number, cpu, path = _access_with_path(gen)
+    access, number, cpu, path = access_with_path(gen)
     other = random.choice([each for each in range(len(gen.model.cpus)) if each != number])
     point, nth = random.choice(at.POINTS_WITHOUT_LOCKS), random.choice((1, 1, 1, 2))
-    store = _store_to_entry(gen, other, path, cpu.control.mode)
+    store = store_to_entry(gen, other, path, cpu.control.mode)
     if store is None:
         return [access]
     page = path.hpage if path.hpage >= 0 and random.random() < 0.7 else path.steps[-1].at >> 9
-    flush = _flush(gen, number, cpu, int(access[3]))
+    flush = flush_for(gen, number, cpu, int(access[3]))
     return [*gen.zap(page), ["amid", point, nth, *store], access, flush, access]
 
 
 def logged(gen: Generator) -> list[Operation]:
     """A page is written, harvested, and written again."""
     random = gen.random
-    access, _, cpu, path = _access_with_path(gen)
+    access, _, cpu, path = access_with_path(gen)
     for _ in range(_TRIES):
         if str(access[2])[0] == "w" and path.hpage in at.POOL:
             break
-        access, _, cpu, path = _access_with_path(gen)
+        access, _, cpu, path = access_with_path(gen)
     page = path.hpage if path.hpage >= 0 else at.POOL[0]
     slot = page >> 16 | (at.IN_SMM if cpu.smm else 0)
     again: Operation = [*access[:4], random.getrandbits(64) & ~1, *access[5:]]
@@ -124,22 +124,26 @@ def logged(gen: Generator) -> list[Operation]:
     else:
         forget = harvest
     before = [access] if random.random() < 0.5 else []
-    return [*before, ["log", slot, 1], forget, access, harvest, forget, again, harvest]
+    # What an aged page gets back with the next access is not more than it had.
+    aged: list[Operation] = []
+    if random.random() < (0.3 if gen.setup.params.eptad else 0.7):
+        aged = [["age", page], *random.choice(([], [[*access[:2], "r4", *access[3:]]]))]
+    return [*before, ["log", slot, 1], forget, access, harvest, forget, *aged, again, harvest]
 
 
 def rom(gen: Generator) -> list[Operation]:
     """The third slot becomes read-only, a page of it is mapped, and used."""
     random = gen.random
-    access, number, cpu, path = _access_with_path(gen)
+    access, number, cpu, path = access_with_path(gen)
     base = random.choice(at.MOVING_BASES)
     if not path.steps or cpu.control.mode == at.PT32:
         return [["rom", base], access]
     entry = (base + random.choice(at.POOL_MOVING)) << 12 | path.steps[-1].value & 0xFFF | at.PRESENT | at.WRITABLE
-    edit = _store_to_entry(gen, number, path._replace(steps=path.steps[-1:]), cpu.control.mode)
+    edit = store_to_entry(gen, number, path._replace(steps=path.steps[-1:]), cpu.control.mode)
     if edit is None:
         return [["rom", base], access]
     edit[3] = entry
-    flush = _flush(gen, number, cpu, int(access[3]))
+    flush = flush_for(gen, number, cpu, int(access[3]))
     return [["rom", base], ["access", *edit], flush, access, [*access[:2], "w8", *access[3:]], access]
 
 
@@ -150,19 +154,20 @@ def smm(gen: Generator) -> list[Operation]:
     return [access, ["smm", number, 1 - cpu.smm], access]
 
 
-def _access_with_path(gen: Generator) -> tuple[Operation, int, Cpu, Path]:
-    number, cpu = gen.cpu()
+def access_with_path(gen: Generator, by: tuple[int, Cpu] | None = None) -> tuple[Operation, int, Cpu, Path]:
+    """An access, by this CPU or by any, and how it goes by the tables as they are."""
+    number, cpu = by or gen.cpu()
     access = gen.access_of(number, cpu)
     return access, number, cpu, gen.model.paths(cpu, int(access[3]))[0]
 
 
-def _flush(gen: Generator, number: int, cpu: Cpu, va: int) -> Operation:
+def flush_for(gen: Generator, number: int, cpu: Cpu, va: int) -> Operation:
     if gen.random.random() < 0.5:
         return ["invlpg", number, va]
     return ["cr3", number, cpu.control.cr3 & -4096]
 
 
-def _store_to_entry(gen: Generator, number: int, path: Path, mode: int) -> list[int | str] | None:
+def store_to_entry(gen: Generator, number: int, path: Path, mode: int) -> list[int | str] | None:
     """The arguments of a store by CPU `number` to an entry of the path, mostly the leaf's, by the address at which it
     always can. mode: of those who read the entry."""
     if not path.steps:

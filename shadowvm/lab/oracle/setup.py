@@ -11,7 +11,7 @@ from ...params import DEFAULT_PARAMS, KvmParams
 
 DIRTY_LOGS = ("bitmap", "manual", "initially-set", "ring")
 """How stores are logged: KVM_GET_DIRTY_LOG alone, with KVM_CLEAR_DIRTY_LOG, with a full bitmap at first, by rings."""
-HUGE_HOST_MEMORY = 24 * MIB
+HUGE_HOST_MEMORY = 40 * MIB
 """What a host needs to have huge pages free."""
 _SWITCHES = (
     ("mmio_caching", 0.15),
@@ -48,7 +48,7 @@ def draw_setup(setup: Setup, random: Random, pinned: Collection[str]) -> Setup:
 
     `pinned` may name knobs of KVM, and `host_memory`, for which huge pages are out too.
     """
-    thp = "host_memory" not in pinned and random.random() < 0.35
+    thp = "host_memory" not in pinned and random.random() < 0.4
     dirty_log = random.choice((DIRTY_LOGS[0], *DIRTY_LOGS))
     changed = {name: 1 - getattr(DEFAULT_PARAMS, name) for name, share in _SWITCHES if random.random() < share}
     if random.random() < 0.3:

@@ -152,3 +152,8 @@ def test_a_page_that_the_dirty_log_misses_is_found(monkeypatch: pytest.MonkeyPat
 
 def test_operations_of_these_tests_are_operations() -> None:
     assert [problem_with(each, 1) for each in CHAIN] == [""] * 4
+
+
+def test_an_operation_that_has_no_end_is_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(at, "code_page", lambda: b"\xeb\xfe" * 2048)
+    assert run(["access", 0, "r8", 0, 0, 0, 0]).startswith("no progress")
