@@ -56,7 +56,7 @@ from ...x86 import (
 from . import layout as at
 from . import traps
 from .dirty_logs import DirtyLogs
-from .model import EFAULT, FAULT, GP, MMIO, OK, ROM_TABLE, Outcome
+from .model import EFAULT, FAULT, GP, MMIO, OK, Outcome
 from .paging import Control
 from .setup import Setup
 
@@ -414,8 +414,6 @@ def _ended(result: KvmRun) -> Outcome:
         return Outcome(MMIO)
     if result.errno == _ERRNO_EFAULT:
         return Outcome(EFAULT)
-    if "page table in ROM" in result.text:
-        return Outcome(ROM_TABLE)
     return Outcome(f"exit {result.exit_reason.name} {result.text} errno {result.errno}")
 
 

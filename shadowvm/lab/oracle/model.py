@@ -30,8 +30,6 @@ from .paging import (
 )
 
 OK, FAULT, GP, MMIO, EFAULT = "ok", "fault", "gp", "mmio", "efault"
-ROM_TABLE = "rom table"
-"""Two-dimensional paging cannot mark an entry that stands in ROM, and KVM is to walk and to emulate: not done here."""
 _ALL_RIGHTS = 6
 
 

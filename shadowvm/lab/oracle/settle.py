@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...addr import PAGE_SHIFT
 from .layout import ACCESSED, DIRTY, MASK64, PRESENT, PT64, device_word
-from .model import FAULT, MMIO, OK, ROM_TABLE, Cpu, Mismatch, Model, Outcome, Path
+from .model import FAULT, MMIO, OK, Cpu, Mismatch, Model, Outcome, Path
 from .paging import FETCH, READ, WRITE, Access, needed_marks
 
 Marks = dict[int, int]
@@ -86,9 +86,7 @@ def settle(model: Model, tried: list[Attempt]) -> None:
         _follow_marks(model, parts, marks, ())
         return
     kinds = [_kinds(part) for part in parts]
-    if outcome.kind == ROM_TABLE:
-        may_be = any(_wants_mark_in_rom(part) for part in parts)
-    elif outcome.kind == OK:
+    if outcome.kind == OK:
         may_be = all(OK in each or MMIO in each for each in kinds)
     else:
         may_be = any(outcome.kind in each for each in kinds)
@@ -117,16 +115,6 @@ def _kinds(part: Part) -> set[str]:
     """What the part may come to, by any path that may be used."""
     usable = (_is_usable(path, part.attempt.access) for path in part.paths)
     return {kind for (kind, _), may in zip(part.verdicts, usable, strict=True) if may}
-
-
-def _wants_mark_in_rom(part: Part) -> bool:
-    """Whether an entry in ROM is not marked as the access asks for."""
-    for path in part.paths:
-        for step in path.steps:
-            marks = needed_marks(part.attempt.access, step is path.steps[-1])
-            if step.rom and step.value & marks != marks:
-                return True
-    return False
 
 
 def _settle_fault(parts: list[Part], outcome: Outcome) -> None:
