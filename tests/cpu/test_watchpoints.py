@@ -172,6 +172,7 @@ def test_the_tlb_misses_as_without_watchpoints(mask: int) -> None:
     shl edx,12
     add eax,edx
     inc dword [rax+0x200000]
+    mov [rax+0x201000],cl
     mov ebx,[rax+0x200ffe]
     test ecx,31
     jnz n

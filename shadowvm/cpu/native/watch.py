@@ -151,6 +151,13 @@ def set_dirty(env, page):
 
 
 @inline
+def store_to(env, entry, page):
+    """A store is about to go through an entry, marked or not."""
+    if ld64(entry + 8) & NOTDIRTY and ld64(entry + lay.TLB_ENTRY_CODE) == -1:
+        set_dirty(env, page)
+
+
+@inline
 def on_marked(box, va, size, how, retaddr):
     """A miss that is none: 1 if the entry is there and serves the access."""
     access, idx, page = how >> 2, how & 3, va & PAGE_MASK
@@ -158,8 +165,8 @@ def on_marked(box, va, size, how, retaddr):
     entry = 0 if is_watched(env, page) else find_marked(env, page, idx, access)
     if entry == 0:
         return 0
-    if access == WRITE and ld64(entry + 8) & NOTDIRTY and ld64(entry + lay.TLB_ENTRY_CODE) == -1:
-        set_dirty(env, page)
+    if access == WRITE:
+        store_to(env, entry, page)
     hpa = ld64(entry + lay.TLB_ENTRY_PADDR) | va & ~PAGE_MASK
     on_access(box, va, size, access, retaddr, hpa)
     return 1
@@ -169,9 +176,13 @@ def on_marked(box, va, size, how, retaddr):
 def on_filled(box, va, size, how, retaddr, hpa):
     """The TLB has a new entry. retaddr -1: it was no access."""
     env = get_env(box)
-    mark_entry(box, env, entry_of(env, va & PAGE_MASK, how & 3))
-    if how >> 2 != FETCH and retaddr != -1:
-        on_access(box, va, size, how >> 2, retaddr, hpa)
+    access, page = how >> 2, va & PAGE_MASK
+    entry = entry_of(env, page, how & 3)
+    mark_entry(box, env, entry)
+    if access != FETCH and retaddr != -1:
+        on_access(box, va, size, access, retaddr, hpa)
+        if access == WRITE and not is_watched(env, page):
+            store_to(env, entry, page)
 
 
 @inline
