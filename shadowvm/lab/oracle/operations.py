@@ -456,7 +456,8 @@ class Oracle:
                     raise Mismatch(f"page {hpage:#x} cannot be read")
                 continue
             first = hpage << 9
-            expected = [memory.words.get(first + word, 0) for word in range(512)]
+            get = memory.words.get
+            expected = [get(place, 0) for place in range(first, first + 512)]
             if page.tolist() != expected:
                 word = next(n for n in range(512) if page[n] != expected[n])
                 raise Mismatch(f"page {hpage:#x} word {word}: {page[word]:#x}, not {expected[word]:#x}")

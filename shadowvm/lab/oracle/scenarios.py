@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _TRIES = 24
 """So often an access is looked for that tells two states apart."""
+_OF_ENTRIES = ("pse", "nxe")
+"""Control bits that say what an entry means, not only what it allows."""
 
 
 def bit(gen: Generator) -> list[Operation]:
@@ -42,10 +44,12 @@ def _telling_access(gen: Generator, number: int, cpu: Cpu, name: str) -> Operati
         verdicts = []
         for value in (False, True):
             setattr(control, name, value)
-            model.forget()
+            if name in _OF_ENTRIES:
+                model.forget()
             verdicts.append(model.verdict(cpu, model.paths(cpu, va)[0], by))
         setattr(control, name, old)
-        model.forget()
+        if name in _OF_ENTRIES:
+            model.forget()
         if verdicts[0] != verdicts[1]:
             break
         access = gen.access_of(number, cpu)
