@@ -1,7 +1,8 @@
 """Faults that need neither the page nor mmu_lock (fast_page_fault of mmu.c): only direct pages have them.
 
 A present leaf lacks a right that KVM itself took: W for dirty logging, while MMU_WRITABLE says that it may come back,
-or all rights for access tracking. One compare-and-exchange of the entry gives them back.
+or all rights for access tracking. One compare-and-exchange of the entry gives them back. That the root may have become
+invalid meanwhile makes no difference: what is present in it is still to be zapped, and flushed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def fast_page_fault(vcpu: Vcpu, fault: KvmPageFault) -> RetPf:
     kvm = vcpu.kvm
     root = vcpu.root
     top = None if root is None else root.pages[0]
-    if top is None or top.invalid:
+    if top is None:
         return RetPf.INVALID
     kvm.rcu.read_lock()
     ret = RetPf.INVALID
