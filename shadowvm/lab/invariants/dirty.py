@@ -78,7 +78,7 @@ class DirtyRules(Rules):
         clean = {self._frame(slot, gfn): gfn for gfn in pages}
         for vcpu in self.kvm.vcpus:
             for pfn in cached_frames(vcpu, writable=True):
-                if pfn in clean:
+                if pfn in clean and not self._has_alias(slot, clean[pfn]):
                     self.sanitizer.fail(
                         "I31", f"the log of slot {slot_id} is on", f"vcpu {vcpu.id} caches gfn {clean[pfn]:#x} writable"
                     )
@@ -95,12 +95,19 @@ class DirtyRules(Rules):
         # What was written while the caller flushed is in the bitmap again already.
         known, found = self._clean.setdefault(slot_id, {}), {*dirty, *(slot.dirty_bitmap or ())}
         for gfn, checksum in known.items():
-            if gfn not in found and self._checksum(slot, gfn) != checksum:
+            written = gfn not in found and self._checksum(slot, gfn) != checksum
+            if written and not self._has_alias(slot, gfn):
                 self.sanitizer.fail("I30", f"gfn {gfn:#x} was written", f"the log of slot {slot_id} does not have it")
         if cleared:
             clean = self._pages(slot)
             known.update((gfn, self._checksum(slot, gfn)) for gfn in clean)
             self._check_protected(slot, clean)
+
+    def _has_alias(self, slot: MemSlot, gfn: Gfn) -> bool:
+        """Whether another slot has the same memory: who stored through that is no affair of this slot's log."""
+        vpn = slot.vpn(gfn)
+        others = (each for each in all_slots(self.kvm) if (each.as_id, each.id) != (slot.as_id, slot.id))
+        return any(each.base_gfn <= vpn - each.vpn_delta < each.end_gfn for each in others)
 
     def _check_rings(self, slot_id: int, slot: MemSlot) -> None:
         """With dirty rings the log is what is in them: pushed, and not reset yet."""
@@ -136,6 +143,8 @@ class DirtyRules(Rules):
                 continue
             for spte in self._sptes(slot, gfn):
                 vcpu = stale_tlb(self.kvm.vcpus, Pfn(self._frame(slot, gfn)), writable=True)
+                if vcpu is not None and self._has_alias(slot, gfn):
+                    vcpu = None
                 if (spte & PT_WRITABLE and not self.kvm.pml) or vcpu is not None:
                     who = f"spte {spte:#x}" if vcpu is None else f"the TLB of vcpu {vcpu.id}"
                     self.sanitizer.fail("I17", f"gfn {gfn:#x} is clean in the log", f"{who} lets stores pass")
