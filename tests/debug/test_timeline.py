@@ -75,7 +75,7 @@ def timeline_of() -> Iterator[Callable[..., Timeline]]:
 
 @pytest.fixture(scope="module")
 def memtouch() -> Iterator[Timeline]:
-    timeline = Timeline(target_of)
+    timeline = Timeline(lambda: target_of(append=SMALL))
     timeline.go()
     yield timeline
     timeline.close()
@@ -155,7 +155,7 @@ def test_a_break_is_found_backwards(memtouch: Timeline) -> None:
     timeline.go_to(Position(0, 0))
     breaks = [At("mm_vmscan_write_folio")]
     hits = []
-    for _ in range(40):
+    for _ in range(30):
         stop = timeline.go(breaks=breaks)
         assert stop.kind == "point"
         hits.append((stop.position, stop.text))
@@ -194,7 +194,7 @@ def test_a_run_and_a_way_back_can_be_interrupted(memtouch: Timeline, monkeypatch
         return worker.result()
 
     for move in (lambda: timeline.back_to_break([At("kvm_inj_virq")]), lambda: timeline.seek_event(1 << 40)):
-        timeline.go_to(Position(2_000_000, 0))
+        timeline.go_to(Position(1_500_000, 0))
         monkeypatch.setattr(timeline, "_slice", FIRST_SLICE)
         with monkeypatch.context() as patch:
             patch.setattr(Worker, "call", call_and_interrupt)
