@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ...addr import PAGE_SHIFT, Pfn
-from ...events import folio_referenced, host_pte_change, kvm_age_hva, lock_acquired, lock_release, spte_change
+from ...events import (
+    folio_referenced,
+    host_pte_change,
+    kvm_age_hva,
+    kvm_page_fault,
+    lock_acquired,
+    lock_release,
+    spte_change,
+)
 from ...kvm.mmu.spte import SPTE_MMU_PRESENT, spte_pfn
 from ...x86 import PT_ACCESSED, PT_ADDR_MASK, PT_PRESENT
 from .rules import Handler, Rules
@@ -39,6 +47,7 @@ class AgeingRules(Rules):
         """Marks that are taken, and what reclaim makes of them."""
         return {
             kvm_age_hva: self._on_age,
+            kvm_page_fault: self._on_page_fault,
             spte_change: self._on_spte_change,
             host_pte_change: self._on_host_pte_change,
             folio_referenced: self._on_referenced,
@@ -51,6 +60,11 @@ class AgeingRules(Rules):
 
     def _on_age(self, start: int, end: int) -> None:
         self._ageing[self._task()] = None
+
+    def _on_page_fault(self, *_: Any) -> None:
+        """Of a task that has aged before: a fast fault takes no lock either, and may change more than A."""
+        if self._ageing:
+            self._ageing.pop(self._task(), None)
 
     def _on_lock(self, lock: Any) -> None:
         if self._ageing:
