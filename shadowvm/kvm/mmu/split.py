@@ -58,6 +58,8 @@ def _shadow_mmu_split_huge_page(kvm: Kvm, slot: MemSlot, sptep: int, cache: list
     gfn = large_sp.gfn_of(sptep & 511)
     access = spte & ACC_USER_MASK | (PT_WRITABLE if spte & SPTE_MMU_WRITABLE else 0)
     access |= 0 if spte & PT_NX else ACC_EXEC_MASK
+    if kvm.tdp_enabled:
+        access = large_sp.access  # whatever nx_huge_pages has taken: direct_map() goes on with the page as it is
     sp = get_direct_shadow_page(kvm, cache, gfn, split_role(large_sp.role, access, spte & PT_PKEY_MASK))
     for i in range(512):
         # Another large spte of the same rights may have been split before: what is there maps the same.

@@ -267,6 +267,12 @@ def test_a_log_that_is_full_at_first_splits_a_large_page_when_it_is_cleared(tmp_
     assert run_steps(machine, clear, lambda: large(machine))[0] == (-1, 512)
 
 
+@EACH
+def test_what_a_log_has_split_is_executed_though_the_large_page_was_not(tmp_path: Path, mmu: str) -> None:
+    machine, hva = machine_with(tmp_path, STORE, RUN, LOAD, kvm_params=KvmParams(nx_huge_pages=1), mmu=mmu)
+    run_steps(machine, lambda: log(machine, hva), lambda: None, lambda: None)
+
+
 def test_splitting_stops_where_shadow_pages_run_out(tmp_path: Path) -> None:
     machine, hva = machine_with(tmp_path, STORE, STORE)
 
