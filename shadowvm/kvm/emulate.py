@@ -22,7 +22,7 @@ from ..mm.fault import VmFault
 from ..mm.page_alloc import Page, put_page
 from .hva_to_pfn import hva_to_page
 from .memslot import KVM_MEMSLOT_INVALID
-from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
+from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault, no_table_error_code
 from .mmu.guest_walker import kvm_vcpu_mark_page_dirty
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.pte_write import kvm_mmu_track_write
@@ -167,7 +167,10 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, win
         else:
             ret = kvm_tdp_page_fault(vcpu, Gpa(engine.box[EXIT_GPA]), ept_error_code(engine.box))
             if ret is RET_PF_EMULATE and not engine.box[EXIT_FINAL]:
-                return ret, CpuExit.WALK_FAULT  # a table in another ROM, or nowhere
+                if vcpu.slot_of_walk():
+                    return ret, CpuExit.WALK_FAULT  # a table in another ROM
+                vcpu.walker.error_code = no_table_error_code(vcpu)
+                return RetPf.GUEST, CpuExit.WALK_FAULT
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 

@@ -12,14 +12,11 @@ from ..addr import PAGE_SHIFT, Gpa, Gva
 from ..cpu.engine import FETCH, READ, CpuExit, Event, EventKind
 from ..cpu.mailbox import (
     EXIT_ACCESS,
-    EXIT_FETCH,
     EXIT_FINAL,
     EXIT_GPA,
     EXIT_SIZE,
     EXIT_SMAP,
     EXIT_STACK,
-    EXIT_STORE,
-    EXIT_USER,
     EXIT_VA,
     VECTORING,
 )
@@ -27,15 +24,9 @@ from ..cpu.registers import RFLAGS_TF
 from ..errors import ModelBug
 from ..events import kvm_cr, kvm_page_fault
 from ..x86 import (
-    CR4_PAE,
-    CR4_SMEP,
-    EFER_NX,
     GP_VECTOR,
     PF_VECTOR,
-    PFERR_FETCH,
     PFERR_RSVD,
-    PFERR_USER,
-    PFERR_WRITE,
     SS_VECTOR,
 )
 from .cr import load_pdptrs
@@ -43,7 +34,7 @@ from .emulate import emulate_mmio, emulate_unmarked, emulate_write
 from .exit import ExitReason, InternalError, KvmRun
 from .inject import exit_shutdown, inject
 from .intercept import exit_cpuid, exit_cr_write, exit_invlpg, exit_msr_read, exit_msr_write
-from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault
+from .mmu.direct_page_fault import ept_error_code, kvm_tdp_page_fault, no_table_error_code
 from .mmu.mmio_fault import handle_mmio_page_fault
 from .mmu.page_fault import kvm_mmu_page_fault
 from .mmu.paging_mode import TRAITS, PagingMode, paging_mode, root_gfn, rsvd_bits, rsvd_large_bits
@@ -125,13 +116,7 @@ def _no_guest_table(vcpu: Vcpu, gva: Gva, interrupted: Event | None) -> KvmRun |
     """One of the guest's own tables is where no memory is, which reads as not present; or it is in ROM."""
     if vcpu.slot_of_walk():
         return _emulated(vcpu, *emulate_unmarked(vcpu, gva, interrupted))
-    engine = vcpu.engine
-    error_code = PFERR_USER if engine.box[EXIT_USER] else 0
-    if engine.box[EXIT_STORE]:
-        error_code |= PFERR_WRITE
-    if engine.box[EXIT_FETCH] and (engine.cr4 & CR4_SMEP or (engine.cr4 & CR4_PAE and engine.efer & EFER_NX)):
-        error_code |= PFERR_FETCH
-    vcpu.walker.error_code = error_code
+    vcpu.walker.error_code = no_table_error_code(vcpu)
     return inject_page_fault(vcpu, gva, interrupted)
 
 

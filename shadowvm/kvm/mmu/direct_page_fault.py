@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 
 from ...addr import PAGE_SHIFT, Gfn, Gpa, Gva
 from ...cpu.engine import FETCH, CpuExit
-from ...cpu.mailbox import EXIT, EXIT_ACCESS, EXIT_FINAL, EXIT_WHY
+from ...cpu.mailbox import EXIT, EXIT_ACCESS, EXIT_FETCH, EXIT_FINAL, EXIT_STORE, EXIT_USER, EXIT_WHY
 from ...mm.page_alloc import put_page
 from ...x86 import (
+    CR4_PAE,
+    CR4_SMEP,
+    EFER_NX,
     PFERR_FETCH,
     PFERR_GUEST_FINAL,
     PFERR_GUEST_PAGE,
@@ -70,6 +73,18 @@ def ept_error_code(box: memoryview[int]) -> int:
     if box[EXIT] == CpuExit.EPT_MISCONFIG:
         return error_code | PFERR_RSVD | PFERR_PRESENT
     return error_code | PFERR_PRESENT if box[EXIT_WHY] else error_code
+
+
+def no_table_error_code(vcpu: Vcpu) -> int:
+    """Of the guest's #PF, when the last exit was for a table of its own where no memory is: that reads as absent."""
+    engine = vcpu.engine
+    box = engine.box
+    error_code = PFERR_USER if box[EXIT_USER] else 0
+    if box[EXIT_STORE]:
+        error_code |= PFERR_WRITE
+    if box[EXIT_FETCH] and (engine.cr4 & CR4_SMEP or (engine.cr4 & CR4_PAE and engine.efer & EFER_NX)):
+        error_code |= PFERR_FETCH
+    return error_code
 
 
 def kvm_tdp_page_fault(vcpu: Vcpu, gpa: Gpa, error_code: int) -> RetPf:
