@@ -81,6 +81,9 @@ def emulate_write(vcpu: Vcpu, gva: Gva, why: RetPf, event: Event | None = None) 
             _track_writes(vcpu, windows.tracked, retired)
     finally:
         vcpu.engine.clear_windows()
+        if vcpu.engine.nested.rom != (0, 0):
+            vcpu.engine.nested.rom = 0, 0
+            vcpu.engine.flush_tlb()  # the next access has to mark, too
         for window in windows.tracked:
             put_page(vcpu.kvm.mm.host, window.page)
         for page in windows.rom:
@@ -97,15 +100,19 @@ def emulate_unmarked(vcpu: Vcpu, gva: Gva, event: Event | None = None) -> tuple[
     The CPU cannot walk such tables by itself. KVM's emulator walks them in software, and there the marks are skipped
     (pte_writable in paging_tmpl.h). vcpu.walker.gfn is the table's. Result and `event` as of emulate_write().
     """
+    _leave_unmarked(vcpu)
+    return emulate_write(vcpu, gva, RetPf.RETRY, event)
+
+
+def _leave_unmarked(vcpu: Vcpu) -> bool:
+    """Tell the CPU of the ROM at vcpu.walker.gfn, until the emulation ends; False if it knows of another."""
     slot = vcpu.memslots.find(vcpu.walker.gfn)
     assert slot is not None, "the table has been read"
-    engine = vcpu.engine
-    engine.nested.rom = slot.base_gfn << PAGE_SHIFT, slot.end_gfn << PAGE_SHIFT
-    try:
-        return emulate_write(vcpu, gva, RetPf.RETRY, event)
-    finally:
-        engine.nested.rom = 0, 0
-        engine.flush_tlb()  # the next access has to mark, too
+    nested = vcpu.engine.nested
+    if nested.rom != (0, 0):
+        return False
+    nested.rom = slot.base_gfn << PAGE_SHIFT, slot.end_gfn << PAGE_SHIFT
+    return True
 
 
 def emulate_mmio(vcpu: Vcpu, gva: Gva) -> tuple[RetPf, int]:
@@ -167,10 +174,12 @@ def _run_with_windows(vcpu: Vcpu, gva: Gva, ret: RetPf, event: Event | None, win
         else:
             ret = kvm_tdp_page_fault(vcpu, Gpa(engine.box[EXIT_GPA]), ept_error_code(engine.box))
             if ret is RET_PF_EMULATE and not engine.box[EXIT_FINAL]:
-                if vcpu.slot_of_walk():
-                    return ret, CpuExit.WALK_FAULT  # a table in another ROM
-                vcpu.walker.error_code = no_table_error_code(vcpu)
-                return RetPf.GUEST, CpuExit.WALK_FAULT
+                if not vcpu.slot_of_walk():
+                    vcpu.walker.error_code = no_table_error_code(vcpu)
+                    return RetPf.GUEST, CpuExit.WALK_FAULT
+                if not _leave_unmarked(vcpu):
+                    return ret, CpuExit.WALK_FAULT
+                ret = RetPf.RETRY
     return RetPf.RETRY, CpuExit.WALK_FAULT
 
 
