@@ -355,7 +355,12 @@ class Target:
         return state_hash(self.machine, bytes(self.output))
 
     def close(self) -> None:
-        """Give real resources back; the machine is not taken down, it may stand anywhere."""
+        """Give real resources back and hear of no events; the machine is not taken down, it may stand anywhere."""
+        for tracepoint in REGISTRY.values():
+            for sink in tracepoint.sinks:
+                owner = getattr(sink, "__self__", None)
+                if owner is self or getattr(owner, "sched", None) is self.machine.sched:
+                    tracepoint.detach(sink)
         with ExitStack() as stack:
             stack.callback(self.machine.host.close)
             for vcpu in self.machine.vcpus:

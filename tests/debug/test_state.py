@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from shadowvm.addr import Gfn
 from shadowvm.debug.state import state_hash
 from shadowvm.debug.target import Target
+from shadowvm.events import REGISTRY
 from shadowvm.machine import Machine
 from tests.debug.machines import target_of
 
 
 @pytest.fixture(scope="module")
-def target() -> Target:
+def target() -> Iterator[Target]:
     target = target_of(smp=2, host_memory=2304 << 10, seed=3)
     target.go(until=700_000)
-    return target
+    yield target
+    target.close()
 
 
 def test_it_is_the_same_for_another_machine_that_came_there_in_other_steps(target: Target) -> None:
+    listeners = [list(tracepoint.sinks) for tracepoint in REGISTRY.values()]
     other = target_of(smp=2, host_memory=2304 << 10, seed=3)
     for until in (1, 2, 3, 1000, 400_123, 700_000):
         other.go(until=until)
     assert other.position == target.position
     assert other.state_hash() == target.state_hash()
+    other.close()
+    assert [tracepoint.sinks for tracepoint in REGISTRY.values()] == listeners, "a closed one listens no more"
 
 
 def _move_to_the_end(machine: Machine) -> None:
