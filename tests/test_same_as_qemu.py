@@ -37,6 +37,7 @@ else:
 
 FIRMWARE = guests_directory().parent / "firmware/shadowvm-fw.bin"
 QUICK = {
+    "access64": "step=499",
     "bench": "rounds=1 mixed=1k touch=1 faults=16",
     "chase": "nodes=4k steps=1000",
     "demand": "size=1M shared=256k",

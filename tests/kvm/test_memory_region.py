@@ -30,10 +30,7 @@ EXTRA = Gpa(0x1000_0000)
 ELSEWHERE = Gpa(0x2000_0000)
 SLOT = 5
 
-BIG_TOUCH = (
-    "size=150M rounds=1 touch=1 mixed=0 copy=0 chase=0 switches=0 faults=0 ipis=0 timers=0 syscalls=0 inputs=0 cpuids=0"
-)
-"""Touches what takes 75 page tables."""
+ONE_IN_EACH_2M = f"mov ecx, 90\nmov edi, 0x200000\nnext: mov [rdi], eax\nadd edi, 0x200000\nloop next\nxor eax, eax\n{EXIT}"
 
 
 def machine_for(directory: Path, source: str, **more: object) -> Machine:
@@ -235,7 +232,8 @@ done: xor eax, eax
 
 def test_the_limit_of_shadow_pages_is_what_was_asked_for(tmp_path: Path) -> None:
     knobs = KvmParams(nr_mmu_pages=64)
-    config = config_for("bench", BIG_TOUCH, memory=192 * MIB, host_memory=256 * MIB, kvm_params=knobs)
+    guest = write_tiny(tmp_path, ONE_IN_EACH_2M)
+    config = config_for(guest, memory=192 * MIB, host_memory=8 * MIB, kvm_params=knobs)
     machine = Machine(config, lambda byte: None)
     most = 0
 
