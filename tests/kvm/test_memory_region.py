@@ -30,7 +30,9 @@ EXTRA = Gpa(0x1000_0000)
 ELSEWHERE = Gpa(0x2000_0000)
 SLOT = 5
 
-ONE_IN_EACH_2M = f"mov ecx, 90\nmov edi, 0x200000\nnext: mov [rdi], eax\nadd edi, 0x200000\nloop next\nxor eax, eax\n{EXIT}"
+ONE_IN_EACH_2M = (
+    f"mov ecx, 90\nmov edi, 0x200000\nnext: mov [rdi], eax\nadd edi, 0x200000\nloop next\nxor eax, eax\n{EXIT}"
+)
 
 
 def machine_for(directory: Path, source: str, **more: object) -> Machine:
