@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -13,13 +12,6 @@ from shadowvm.debug.monitor import Monitor
 from shadowvm.debug.timeline import Timeline
 from shadowvm.errors import ShadowvmError
 from tests.debug.machines import target_of
-
-
-@pytest.fixture(scope="module")
-def timeline() -> Iterator[Timeline]:
-    timeline = Timeline(target_of)
-    yield timeline
-    timeline.close()
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from shadowvm.config import MIB
@@ -13,13 +11,6 @@ from shadowvm.debug.timeline import Timeline
 from shadowvm.errors import ConfigError, ShadowvmError
 from shadowvm.x86 import CR0_PE, CR0_PG, CR4_PGE, EFER_NX
 from tests.debug.machines import target_of
-
-
-@pytest.fixture(scope="module")
-def timeline() -> Iterator[Timeline]:
-    timeline = Timeline(target_of)
-    yield timeline
-    timeline.close()
 
 
 @pytest.fixture

@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from shadowvm.debug.monitor import Monitor
 from shadowvm.debug.timeline import Timeline
 from shadowvm.debug.tui.session import Result, Session
-from tests.debug.machines import target_of
-
-
-@pytest.fixture(scope="module")
-def timeline() -> Iterator[Timeline]:
-    timeline = Timeline(target_of)
-    yield timeline
-    timeline.close()
 
 
 @pytest.fixture
