@@ -71,6 +71,10 @@ class Tracepoint:
         """The text behind the colon of an ftrace line."""
         return self.text % args if isinstance(self.text, str) else self.text(*args)
 
+    def describe(self, args: tuple[Any, ...]) -> str:
+        """A hit as ftrace prints it behind the time: `name: text`."""
+        return f"{self.name}: {self.format(args)}"
+
 
 class TraceClock:
     """`ticks` moves before each entry of a guest and each switch of tasks.

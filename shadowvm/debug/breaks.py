@@ -35,7 +35,7 @@ class PointBreak(NamedTuple):
         """Filter."""
         if not compile_filter(self.name, self.filter)(args):
             return None
-        return f"{tracepoint.name}: {tracepoint.format(args)}"
+        return tracepoint.describe(args)
 
     def __str__(self) -> str:
         return f"break {self.name}{' if ' if self.filter else ''}{self.filter}"
@@ -55,7 +55,7 @@ class FaultBreak(NamedTuple):
         """By thread."""
         if target.machine.sched.current.vcpu != self.vcpu:
             return None
-        return f"{tracepoint.name}: {tracepoint.format(args)}"
+        return tracepoint.describe(args)
 
     def __str__(self) -> str:
         return f"the next point of vCPU {self.vcpu}"
@@ -128,7 +128,7 @@ class Watch(NamedTuple):
         """Compare."""
         if not self._concerns(target, args):
             return None
-        return f"{tracepoint.name}: {tracepoint.format(args)}"
+        return tracepoint.describe(args)
 
     def _concerns(self, target: Target, args: tuple[Any, ...]) -> bool:
         if self.kind == "spte":

@@ -219,7 +219,7 @@ class Target:
                 self._on_hit(self._inside("point", text, each.number))
                 return
         if self.events == self._until_event:
-            self._stand_still(self._inside("events", f"{tracepoint.name}: {tracepoint.format(args)}"))
+            self._stand_still(self._inside("events", tracepoint.describe(args)))
 
     def _inside(self, kind: str, text: str, number: int | None = None) -> Stop:
         where = Position(self.machine.instructions, self.events, between=False)

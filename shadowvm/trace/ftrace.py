@@ -24,7 +24,7 @@ HEADER = """# tracer: nop
 
 def ftrace_line(task: Task, now: int, tracepoint: Tracepoint, args: tuple[Any, ...]) -> str:
     """One line, without the newline. `now` is in instructions. CPU n is that of vCPU n's thread."""
-    return layout(task.name, task.pid, task.vcpu, now) + f": {tracepoint.name}: {tracepoint.format(args)}"
+    return layout(task.name, task.pid, task.vcpu, now) + f": {tracepoint.describe(args)}"
 
 
 def layout(task: str, pid: int, vcpu: int | None, now: int) -> str:
