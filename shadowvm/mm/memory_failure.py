@@ -23,7 +23,7 @@ from .mmu_notifier import (
     mmu_notifier_invalidate_range_end,
     mmu_notifier_invalidate_range_start,
 )
-from .page_alloc import Page, put_page
+from .page_alloc import Page, get_page, put_page
 from .pgtable import ptep_clear_flush, set_hwpoison_pte
 from .rmap import CLEAR, page_remove_rmap, try_to_unmap
 
@@ -74,7 +74,7 @@ def _memory_failure(host: Host, pfn: Pfn) -> MfResult:
     if page.mapping is None and not page.swapcache:
         return MfResult.IGNORED
     # This reference is never given back.
-    page.refcount += 1
+    get_page(page)
     _split_huge_page(host, page)
     if not _lock_and_isolate(host, page):
         put_page(host, page)
@@ -107,7 +107,7 @@ def _split_huge_page(host: Host, page: Page) -> None:
     head: Page | None = host.zone.mem_map[page.pfn & -HPAGE_PMD_NR]
     if head is None or not head.order or head.mapping is None:
         return
-    head.refcount += 1
+    get_page(head)
     folio_lock(host, head)
     block = head.index >> 9
     for mm in head.mapping.mms:
